@@ -1,0 +1,311 @@
+"""The operators `mhf::flash_mhf` and `mhf::flash_mhf_backward`, and the function that calls them.
+
+Here are the schemas, the checks of the operands, the fakes, autograd and the choice of an implementation:
+Triton for CUDA tensors (imported at the first call), plain ATen for CPU tensors. Both operators are opaque
+to the compiler, which sees a call that saves q, k, u, v, r and the biases and nothing wide.
+
+Registered by importing this module, and by nothing else in the package.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch import Tensor
+
+from mhf_compile.kernels.activations import ACTIVATIONS
+from mhf_compile.kernels.flash_mhf import blocked
+
+T = TypeVar("T")
+
+_OPERANDS = "Tensor q, Tensor k, Tensor u, Tensor v, Tensor? r, Tensor? gate_bias, Tensor? up_bias"
+_CONSTANTS = "str activation, float gate_scale, float scale"
+
+_library = torch.library.Library("mhf", "DEF")
+_library.define(
+    f"flash_mhf({_OPERANDS}, {_CONSTANTS}) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
+)
+# `needs` marks the operands whose gradients are returned, in the order of the operands.
+_library.define(
+    f"flash_mhf_backward(Tensor grad, {_OPERANDS}, {_CONSTANTS}, bool[] needs) -> Tensor[]",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
+)
+_forward = torch.ops.mhf.flash_mhf.default
+_backward = torch.ops.mhf.flash_mhf_backward.default
+
+
+def flash_mhf(
+    q: Tensor,
+    k: Tensor,
+    u: Tensor,
+    v: Tensor,
+    r: Tensor | None = None,
+    *,
+    gate_bias: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    activation: str = "silu",
+    gate_scale: float = 1.0,
+    scale: float = 1.0,
+) -> Tensor:
+    """Gated multi-head feed-forward, without its wide intermediate in memory (FlashMHF, arXiv 2512.06989).
+
+    With `hk = h // (H // Hk)`, the key-value head that query head h uses:
+
+        gate[b,t,h,e,f] = gate_scale * sum_d q[b,t,h,d] k[hk,e,f,d] + gate_bias[hk,e,f]
+        up[b,t,h,e,f]   = sum_d q[b,t,h,d] u[hk,e,f,d] + up_bias[hk,e,f]
+        out[b,t,h,o]    = scale * sum_e r[b,t,h,e] sum_f activation(gate[b,t,h,e,f]) up[b,t,h,e,f] v[hk,e,f,o]
+
+    Differentiable twice in all tensors; backward recomputes gate and up from the operands, which are all it
+    saves. Products accumulate, and the elementwise chain runs, in float32 (float64 for float64). A second
+    derivative runs the plain formula and does write wide tensors. Forward-mode differentiation raises
+    NotImplementedError. Autocast does not change the dtypes: cast the operands to one dtype first.
+
+    Args:
+        q: [B, T, H, D], tokens split into heads. float16, bfloat16 or float32; on CPU also float64.
+        k: [Hk, E, F, D], gate weights of E sub-networks of width F. Hk divides H. dtype of q.
+        u: [Hk, E, F, D], up weights. dtype of q.
+        v: [Hk, E, F, O], down weights. dtype of q.
+        r: [B, T, H, E], the weight of each sub-network; any floating dtype; None stands for ones.
+        gate_bias: [Hk, E, F], dtype of q, or None.
+        up_bias: [Hk, E, F], dtype of q, or None.
+        activation: silu, gelu, gelu_tanh, relu, relu_squared, sigmoid or identity.
+        gate_scale: a constant factor of the gate product, not of its bias.
+        scale: a constant factor of the result.
+
+    Any strides, expanded operands included. B and T may be 0; the other sizes are at least 1.
+
+    Returns:
+        [B, T, H, O], contiguous, dtype of q.
+
+    Raises:
+        TypeError: an operand is of a wrong dtype.
+        ValueError: an operand is of a wrong shape or on another device than q, or the activation is unknown.
+    """
+    operands = (q, k, u, v, r, gate_bias, up_bias)
+    _check(*operands, activation)
+    out: Tensor = _forward(*operands, activation, gate_scale, scale)
+    return out
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    u: Tensor,
+    v: Tensor,
+    r: Tensor | None,
+    gate_bias: Tensor | None,
+    up_bias: Tensor | None,
+    activation: str,
+) -> None:
+    """Raise unless the operands are as the docstring of `flash_mhf` says."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: found {activation!r}, want one of {', '.join(ACTIVATIONS)}")
+    for name, x, axes in (("q", q, "[B, T, H, D]"), ("k", k, "[Hk, E, F, D]"), ("v", v, "[Hk, E, F, O]")):
+        if x.dim() != 4:
+            raise ValueError(f"{name}: found shape {list(x.shape)}, want {axes}")
+    batch, length, heads, head_dim = q.shape
+    kv_heads, subnetworks, width, _ = k.shape
+    out_dim = v.shape[3]
+    if min(heads, head_dim, kv_heads, subnetworks, width, out_dim) < 1:
+        raise ValueError(
+            f"q, k, v: found shapes {list(q.shape)}, {list(k.shape)}, {list(v.shape)}, "
+            "want only B and T of q [B, T, H, D] to be 0"
+        )
+    if heads % kv_heads:
+        raise ValueError(f"k: found {kv_heads} heads, want a divisor of the {heads} heads of q")
+    allowed: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16, torch.float32)
+    if q.device.type == "cpu":
+        allowed += (torch.float64,)
+    if q.dtype not in allowed:
+        raise TypeError(f"q: found {q.dtype} on {q.device.type}, want one of {', '.join(map(str, allowed))}")
+
+    weight = (kv_heads, subnetworks, width)
+    for name, operand, shape in (
+        ("k", k, (*weight, head_dim)),
+        ("u", u, (*weight, head_dim)),
+        ("v", v, (*weight, out_dim)),
+        ("r", r, (batch, length, heads, subnetworks)),
+        ("gate_bias", gate_bias, weight),
+        ("up_bias", up_bias, weight),
+    ):
+        if operand is None:
+            continue
+        if operand.shape != shape:
+            raise ValueError(f"{name}: found shape {list(operand.shape)}, want {list(shape)}")
+        if operand.device != q.device:
+            raise ValueError(f"{name}: found device {operand.device}, want {q.device}, the device of q")
+        if name == "r" and not operand.is_floating_point():
+            raise TypeError(f"r: found {operand.dtype}, want a floating dtype")
+        if name != "r" and operand.dtype != q.dtype:
+            raise TypeError(f"{name}: found {operand.dtype}, want {q.dtype}, the dtype of q")
+
+
+@torch.library.impl(_library, "flash_mhf", "CPU")
+def _forward_cpu(*args: Any) -> Tensor:
+    _check(*args[:8])
+    with torch.autocast("cpu", enabled=False):  # which would cast the products inside
+        return blocked.forward(*args)
+
+
+@torch.library.impl(_library, "flash_mhf", "CUDA")
+def _forward_cuda(*args: Any) -> Tensor:
+    from mhf_compile.kernels.flash_mhf import forward
+
+    _check(*args[:8])
+    out: Tensor = forward.forward(*args)
+    return out
+
+
+@torch.library.impl(_library, "flash_mhf_backward", "CPU")
+def _backward_cpu(grad: Tensor, *args: Any) -> list[Tensor]:
+    _check(*args[:8])
+    with torch.autocast("cpu", enabled=False):
+        return blocked.backward(grad, *args)
+
+
+@torch.library.impl(_library, "flash_mhf_backward", "CUDA")
+def _backward_cuda(grad: Tensor, *args: Any) -> list[Tensor]:
+    from mhf_compile.kernels.flash_mhf import backward
+
+    _check(*args[:8])
+    grads: list[Tensor] = backward.backward(grad, *args)
+    return grads
+
+
+def _forward_fake(q: Tensor, k: Tensor, u: Tensor, v: Tensor, *_: Any) -> Tensor:
+    return q.new_empty(*q.shape[:3], v.shape[3])
+
+
+def _backward_fake(grad: Tensor, *args: Any) -> list[Tensor]:
+    wanted = (x for x, need in zip(args[:7], args[-1], strict=True) if x is not None and need)
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in wanted]
+
+
+torch.library.register_fake("mhf::flash_mhf", _forward_fake, lib=_library)
+torch.library.register_fake("mhf::flash_mhf_backward", _backward_fake, lib=_library)
+
+
+def _no_forward_mode(ctx: Any, *tangents: Tensor | None) -> NoReturn:
+    raise NotImplementedError("mhf::flash_mhf has no forward-mode derivative; use reverse mode")
+
+
+class _Forward(torch.autograd.Function):
+    """Autograd of `mhf::flash_mhf`."""
+
+    jvp = staticmethod(_no_forward_mode)
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            out: Tensor = _forward(*args)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:7])
+        ctx.constants = inputs[7:]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        needs = list(ctx.needs_input_grad[:7])
+        grads = iter(_backward(grad, *ctx.saved_tensors, *ctx.constants, needs))
+        return *(next(grads) if need else None for need in needs), None, None, None
+
+
+class _Backward(torch.autograd.Function):
+    """Autograd of `mhf::flash_mhf_backward`, by the plain formula differentiated twice."""
+
+    jvp = staticmethod(_no_forward_mode)
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            return tuple(_backward(*args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:8])
+        ctx.constants = inputs[8:]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_grads: Tensor) -> tuple[Tensor | None, ...]:
+        *constants, needs = ctx.constants
+        present = [x is not None for x in ctx.saved_tensors]
+
+        def gradients(grad: Tensor, *tensors: Tensor) -> list[Tensor]:
+            def formula(*tensors: Tensor) -> Tensor:
+                given = iter(tensors)
+                return _formula((next(given) if there else None for there in present[1:]), *constants)
+
+            grads = torch.func.vjp(formula, *tensors)[1](grad)
+            return [x for x, need in zip(grads, _given(needs, present[1:]), strict=True) if need]
+
+        seconds = iter(torch.func.vjp(gradients, *_given(ctx.saved_tensors, present))[1](list(grad_grads)))
+        return *(next(seconds) if there else None for there in present), None, None, None, None
+
+
+def _given(values: Iterable[T], present: Iterable[bool]) -> list[T]:
+    return [x for x, there in zip(values, present, strict=True) if there]
+
+
+def _formula(operands: Iterable[Any], activation: str, gate_scale: float, scale: float) -> Tensor:
+    """The operator in differentiable ATen, in q's dtype."""
+    q, k, u, v, r, gate_bias, up_bias = operands
+    heads = torch.arange(q.shape[2], device=q.device) // (q.shape[2] // k.shape[0])
+    gate = torch.einsum("bthd,hefd->bthef", q, k[heads]) * gate_scale
+    up = torch.einsum("bthd,hefd->bthef", q, u[heads])
+    if gate_bias is not None:
+        gate = gate + gate_bias[heads]
+    if up_bias is not None:
+        up = up + up_bias[heads]
+    hidden = ACTIVATIONS[activation].function(gate) * up
+    if r is not None:
+        hidden = hidden * r.to(q.dtype).unsqueeze(-1)
+    out: Tensor = torch.einsum("bthef,hefo->btho", hidden, v[heads]) * scale
+    return out
+
+
+@torch.library.impl(_library, "flash_mhf", "Autograd")
+def _forward_autograd(*args: Any) -> Tensor:
+    _refuse_functorch("flash_mhf")
+    out: Tensor = _Forward.apply(*args)  # type: ignore[no-untyped-call]
+    return out
+
+
+@torch.library.impl(_library, "flash_mhf_backward", "Autograd")
+def _backward_autograd(*args: Any) -> list[Tensor]:
+    _refuse_functorch("flash_mhf_backward")
+    return list(_Backward.apply(*args))  # type: ignore[no-untyped-call]
+
+
+def _refuse_functorch(name: str) -> None:
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            f"mhf::{name} cannot be differentiated by torch.func (grad, vjp, jvp and what builds on them); "
+            "use torch.autograd"
+        )
+
+
+def _by_sample(op: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """A rule of torch.func.vmap that calls `op` once for each sample."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        samples = [
+            op(
+                *(
+                    x.select(dim, i) if isinstance(dim, int) else x
+                    for x, dim in zip(args, in_dims, strict=True)
+                )
+            )
+            for i in range(info.batch_size)
+        ]
+        if isinstance(samples[0], Tensor):
+            return torch.stack(samples), 0
+        return [torch.stack(x) for x in zip(*samples, strict=True)], [0] * len(samples[0])
+
+    return rule
+
+
+torch.library.register_vmap("mhf::flash_mhf", _by_sample(_forward), lib=_library)
+torch.library.register_vmap("mhf::flash_mhf_backward", _by_sample(_backward), lib=_library)
