@@ -1,0 +1,588 @@
+"""Read values of a tape as index notation: one rule per ATen operation, a table.
+
+A rule pushes an index down through an operation: given which entry of the result is wanted, it says which
+entries of the arguments that is made of, as a sum of products. ``expand`` applies rules until every factor is
+one that its caller wants to keep. What no rule knows is a leaf.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import zip_longest
+from typing import Any
+
+from mhf_compile import notation
+from mhf_compile.notation import Axis, Delta, Factor, Func, Index, Leaf, Size, Term, Unreadable
+from mhf_compile.tape import Op, Value
+
+Indices = tuple[Index, ...]
+
+TERM_LIMIT = 4096
+"""A value of more terms than this is not read."""
+
+PIECE_LIMIT = 512
+"""A tensor written to piece by piece is read where it has at most so many pieces."""
+
+FACTOR_LIMIT = 64
+"""A value with a term of more factors than this is not read."""
+
+
+# -- the shape of an operation ------------------------------------------------------------------------------
+
+
+def _dim(dim: int, rank: int) -> int:
+    return dim % rank if rank else 0
+
+
+def _entry(value: Value, index: Indices) -> Leaf:
+    """The entry of a value that is broadcast to the rank of an index."""
+    index = index[len(index) - value.rank :]
+    return Leaf(value, tuple(Index() if size == 1 else i for i, size in zip(index, value.shape, strict=True)))
+
+
+def _scalar(number: object) -> Fraction:
+    if isinstance(number, (int, float)) and math.isfinite(number):
+        return Fraction(number)
+    raise Unreadable(f"the scalar {number}")
+
+
+def _inverse(number: object) -> Fraction:
+    scalar = _scalar(number)
+    if scalar == 0:
+        raise Unreadable("a division by zero")
+    return 1 / scalar
+
+
+def _factor(operand: object, index: Indices, coefficient: Fraction = Fraction(1)) -> Term:
+    if isinstance(operand, Value):
+        return Term(coefficient, (_entry(operand, index),))
+    return Term(coefficient * _scalar(operand))
+
+
+def _multiply(*terms: Term) -> Term:
+    coefficient = math.prod((t.coefficient for t in terms), start=Fraction(1))
+    return Term(coefficient, sum((t.factors for t in terms), ()), sum((t.bound for t in terms), ()))
+
+
+# -- rules: (operation, which output, which entry, reader) -> terms -----------------------------------------
+
+
+def _view(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    return [Term(factors=(Leaf(op.args[0], reader.reshape(index, op.outputs[0].shape, op.args[0].shape)),))]
+
+
+def permutation(op: Op) -> list[int]:
+    rank = op.args[0].rank
+    dims = list(range(rank))
+    if op.name == "permute":
+        return [_dim(d, rank) for d in op.args[1]]
+    first, second = (0, 1) if op.name == "t" else (_dim(op.args[1], rank), _dim(op.args[2], rank))
+    if rank > 1:
+        dims[first], dims[second] = dims[second], dims[first]
+    return dims
+
+
+def _permute(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    placed = dict(zip(permutation(op), index, strict=True))
+    return [Term(factors=(Leaf(op.args[0], tuple(placed[d] for d in range(len(index)))),))]
+
+
+def _broadcast(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    return [Term(factors=(_entry(op.args[0], index),))]
+
+
+def _repeat(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    source = op.args[0]
+    index = index[len(index) - source.rank :]
+    lows = (reader.divide(i, size)[1] for i, size in zip(index, source.shape, strict=True))
+    return [Term(factors=(Leaf(source, tuple(lows)),))]
+
+
+def _select(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    source, dim, start, stride, kept = slicing(op, out)
+    if not kept:
+        index = (*index[:dim], Index(), *index[dim:])
+    inner = index[dim].affine(stride, start)
+    return [Term(factors=(Leaf(source, (*index[:dim], inner, *index[dim + 1 :])),))]
+
+
+def slicing(op: Op, out: int) -> tuple[Value, int, int, int, bool]:
+    """A select, slice, split or unbind as (source, dim, start, step, whether the dim is kept)."""
+    source: Value = op.args[0]
+    arguments = [*op.args[1:], *([0] if len(op.args) == 1 else [])]
+    if op.name == "slice":
+        dim, start, _, step = (*op.args[1:], *(0, None, None, 1)[len(op.args) - 1 :])
+        kept, start = True, 0 if start is None else start
+    elif op.name == "select":
+        dim, start, step, kept = arguments[0], arguments[1], 1, False
+    elif op.name == "unbind":
+        dim, start, step, kept = arguments[0], out, 1, False
+    else:
+        sizes, dim = arguments[0], (arguments[1] if len(arguments) > 1 else 0)
+        start = sum(sizes[:out]) if isinstance(sizes, tuple) else out * sizes
+        step, kept = 1, True
+    dim = _dim(dim, source.rank)
+    if not isinstance(start, int) or (start and not isinstance(source.shape[dim], int)):
+        raise Unreadable("a slice at a symbolic position")
+    size = source.shape[dim]
+    if isinstance(size, int):  # as PyTorch does, which takes a start outside of the dimension for its end
+        start = min(max(start + size, 0) if start < 0 else start, size)
+    return source, dim, start, step, kept
+
+
+def _matmul(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    """mm, bmm, mv, and addmm, baddbmm: beta * bias + alpha * a @ b."""
+    *bias, a, b = op.args
+    axis = Axis(a.shape[-1])
+    inner = Index.over(axis) if axis.size != 1 else Index()
+    rows, columns = index[: a.rank - 1], index[a.rank - 1 :]
+    left, right = (
+        Leaf(a, (*rows, inner)),
+        Leaf(b, (*rows[: b.rank - 2], inner, *columns) if b.rank > 1 else (inner,)),
+    )
+    terms = [Term(_scalar(op.kwargs.get("alpha", 1)), (left, right), (axis,) * (axis.size != 1))]
+    beta = _scalar(op.kwargs.get("beta", 1))
+    return [_factor(term, index, beta) for term in bias if beta] + terms
+
+
+def _mul(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    return [_multiply(_factor(op.args[0], index), _factor(op.args[1], index))]
+
+
+def _div(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    if op.kwargs.get("rounding_mode") is not None:
+        raise Unreadable("a division that rounds")
+    above, below = op.args
+    if not isinstance(below, Value):
+        return [_factor(above, index, _inverse(below))]
+    return [_multiply(_factor(above, index), Term(factors=(Func("reciprocal", _entry(below, index)),)))]
+
+
+def _add(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    """add, sub and rsub."""
+    alpha = _scalar(op.kwargs.get("alpha", op.args[2] if len(op.args) > 2 else 1))
+    signs = {"add": (Fraction(1), alpha), "sub": (Fraction(1), -alpha), "rsub": (-alpha, Fraction(1))}[
+        op.name
+    ]
+    return [_factor(a, index, sign) for a, sign in zip(op.args, signs, strict=False)]
+
+
+def _addcmul(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    value = _scalar(op.kwargs.get("value", 1))
+    product = _multiply(_factor(op.args[1], index, value), _factor(op.args[2], index))
+    return [_factor(op.args[0], index), product]
+
+
+def _neg(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    return [_factor(op.args[0], index, Fraction(-1))]
+
+
+def _sum(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    """Sum and mean, over some dimensions or all."""
+    source = op.args[0]
+    dims = op.args[1] if len(op.args) > 1 and op.args[1] else tuple(range(source.rank))
+    reduced = {_dim(d, source.rank) for d in ((dims,) if isinstance(dims, int) else dims)}
+    keepdim = len(op.args) > 2 and op.args[2]
+    remaining = iter(index)
+    inner: list[Index] = []
+    bound: list[Axis] = []
+    for d, size in enumerate(source.shape):
+        if d not in reduced:
+            inner.append(next(remaining))
+            continue
+        if keepdim:
+            next(remaining)
+        bound += [Axis(size)] * (size != 1)
+        inner.append(Index.over(bound[-1]) if size != 1 else Index())
+    count = notation.product([axis.size for axis in bound])
+    coefficient = _inverse(count) if op.name == "mean" else Fraction(1)
+    return [Term(coefficient, (Leaf(source, tuple(inner)),), tuple(bound))]
+
+
+def _cat(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    """Cat and stack: a sum over the pieces, each where the index is in it."""
+    pieces: tuple[Value, ...] = op.args[0]
+    dim = _dim(op.args[1] if len(op.args) > 1 else 0, op.outputs[0].rank)
+    stacked = op.name == "stack"
+    before, here, after = index[:dim], index[dim], index[dim + 1 :]
+    sizes = [1 if stacked else piece.shape[dim] for piece in pieces]
+    start: Size = 0
+    for piece, size in zip(pieces, sizes, strict=True):  # an index that stays within one piece
+        if notation.at_most(start, here.offset) and notation.at_most(
+            here.last, notation.size_of(start + size - 1)
+        ):
+            inner = () if stacked else (here.affine(1, notation.size_of(-start)),)
+            return [Term(factors=(Leaf(piece, (*before, *inner, *after)),))]
+        start = notation.size_of(start + size)
+    if len(set(sizes)) != 1:
+        raise Unreadable("pieces of several sizes")
+    high, low = reader.divide(here, sizes[0])
+    inner = () if stacked else (low,)
+    terms = []
+    for number, piece in enumerate(pieces):
+        try:
+            where = notation.deltas(high, number)
+        except LookupError:  # the index never reaches this piece
+            continue
+        terms.append(Term(factors=(*where, Leaf(piece, (*before, *inner, *after)))))
+    return terms
+
+
+def _copy(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    return [Term(factors=(_entry(op.args[1], index),))]
+
+
+def _scatter_view(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    """A tensor after a write through one of its views: a sum over the pieces of its dimension."""
+    before, written, view, output = op.args
+    if view.name in ("permute", "t", "transpose"):
+        return [Term(factors=(Leaf(written, tuple(index[d] for d in permutation(view))),))]
+    if view.name == "detach" and (before.requires_grad or written.requires_grad):
+        raise Unreadable("a write that autograd does not follow")
+    if view.name in ("view", "_unsafe_view", "unsqueeze", "squeeze", "alias", "detach"):
+        return [Term(factors=(Leaf(written, reader.reshape(index, before.shape, written.shape)),))]
+    if view.name not in ("select", "slice", "split", "split_with_sizes", "unbind"):
+        raise Unreadable(f"a write through {view.name}")
+    _, dim, start, step, kept = slicing(view, output)
+    size = written.shape[dim] if kept else 1
+    if size == 0:
+        return [Term(factors=(Leaf(before, index),))]
+    if step != 1 or not isinstance(size, int) or start % size:
+        raise Unreadable("a write to a part of a dimension")
+    high, low = reader.divide(index[dim], size)
+    pieces = notation.quotient(before.shape[dim], size)
+    if not isinstance(pieces, int) or pieces > PIECE_LIMIT:
+        raise Unreadable("a write to one of many pieces")
+    terms = []
+    for piece in [high.offset] if not high.digits else range(pieces):
+        if piece == start // size:
+            found = Leaf(written, (*index[:dim], *((low,) if kept else ()), *index[dim + 1 :]))
+        else:
+            found = Leaf(before, (*index[:dim], low.affine(1, piece * size), *index[dim + 1 :]))
+        with contextlib.suppress(LookupError):
+            terms.append(Term(factors=(*notation.deltas(high, piece), found)))
+    return terms
+
+
+def _zero(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    return []
+
+
+def _full(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    """ones, full and fill: a constant, or a tensor of no dimensions."""
+    fill: object = 1 if op.name.startswith(("ones", "new_ones")) else op.args[-1]
+    return [_factor(fill, ())]
+
+
+def _function(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    if op.name == "gelu" and op.kwargs.get("approximate", "none") != "none":
+        return [Term(factors=(Func("gelu_tanh", _entry(op.args[0], index)),))]
+    return [Term(factors=(Func(op.name, _entry(op.args[0], index)),))]
+
+
+def _glu(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    """``a * sigmoid(b)`` of the two halves of a dimension."""
+    source = op.args[0]
+    dim = _dim(op.args[1] if len(op.args) > 1 else -1, source.rank)
+    half = op.outputs[0].shape[dim]
+    second = Leaf(source, (*index[:dim], index[dim].affine(1, half), *index[dim + 1 :]))
+    return [Term(factors=(Leaf(source, index), Func("sigmoid", second)))]
+
+
+# -- which values an operation multiplies: for each term of its result, its tensor factors -------------------
+
+
+def _one(op: Op) -> list[list[Value]]:
+    return [[op.args[0]]]
+
+
+def _tensors(*operands: object) -> list[Value]:
+    return [operand for operand in operands if isinstance(operand, Value)]
+
+
+def _product(op: Op) -> list[list[Value]]:
+    return [_tensors(*op.args[:2])]
+
+
+def _terms(op: Op) -> list[list[Value]]:
+    return [_tensors(a) for a in op.args[:2] if a != 0]
+
+
+def _fused(op: Op) -> list[list[Value]]:
+    *bias, a, b = op.args
+    return [*([term] for term in bias), [a, b]]
+
+
+def _pieces(op: Op) -> list[list[Value]]:
+    return [[piece] for piece in op.args[0]]
+
+
+def _second(op: Op) -> list[list[Value]]:
+    return [_tensors(op.args[1])]
+
+
+def _written(op: Op) -> list[list[Value]]:
+    return [[op.args[0]], [op.args[1]]]
+
+
+def _none(op: Op) -> list[list[Value]]:
+    return []
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How an operation is read.
+
+    ``kind`` is ``move`` (entries are rearranged), ``join`` (each entry is that of one argument), ``linear``, ``contract`` (a product summed over an axis),
+    ``constant`` or ``function`` (elementwise). ``products`` gives, for each term of the result, the tensors
+    multiplied in it; a function is no polynomial of its arguments and has none.
+    """
+
+    read: Callable[[Op, int, Indices, Reader], list[Term]]
+    kind: str
+    products: Callable[[Op], list[list[Value]]] | None = None
+
+
+def _rows(names: str, *columns: Any) -> dict[str, Rule]:
+    return dict.fromkeys(names.split(), Rule(*columns))
+
+
+RULES: dict[str, Rule] = {
+    # Rearrangements: digits are regrouped, reordered, dropped, fixed, restricted.
+    **_rows("view _unsafe_view unsqueeze squeeze alias lift_fresh clone", _view, "move", _one),
+    **_rows("permute t transpose", _permute, "move", _one),
+    **_rows("expand", _broadcast, "move", _one),
+    **_rows("repeat", _repeat, "move", _one),
+    **_rows("select slice split split_with_sizes unbind", _select, "move", _one),
+    **_rows("detach", _view, "move", _one),  # only where no gradient is stopped
+    **_rows("_to_copy", _broadcast, "move", _one),
+    **_rows("copy", _copy, "move", _second),
+    # Sums over pieces.
+    **_rows("cat stack", _cat, "join", _pieces),
+    **_rows("scatter_view", _scatter_view, "join", _written),
+    # The algebra.
+    **_rows("add sub rsub", _add, "linear", _terms),
+    **_rows("neg", _neg, "linear", _one),
+    **_rows("mul", _mul, "linear", _product),
+    **_rows("div", _div, "linear", _product),
+    **_rows("addcmul", _addcmul, "linear", _fused),
+    **_rows("mm bmm mv dot addmm baddbmm", _matmul, "contract", _fused),
+    **_rows("sum mean", _sum, "contract", _one),
+    # Constants.
+    **_rows("zeros zeros_like new_zeros zero", _zero, "constant", _none),
+    **_rows("ones ones_like new_ones full full_like new_full fill", _full, "constant", _none),
+    # Elementwise functions.
+    **_rows("silu sigmoid exp reciprocal gelu relu tanh erf", _function, "function"),
+    **_rows("glu", _glu, "function"),
+}
+"""Everything else is a leaf on purpose: index_select and gathers (the position is data), clamp and norms (no
+polynomial), dropout and other randomness, comparisons, what computes in integers."""
+
+
+def _stops_gradient(value: Value, op: Op) -> bool:
+    """Whether a gradient ends here: a detach, or a value made without autograd that is used with it."""
+    if not any(v.requires_grad for v in op.inputs):
+        return False
+    if op.state.grad_enabled:
+        return op.name == "detach"
+    return any(user.state.grad_enabled for user in value.users)
+
+
+class Reader:
+    """Reads the values of one tape; keeps which values it read, at which index, and which axes it split."""
+
+    def __init__(self, fitness: Callable[[Value], int] = lambda value: 0) -> None:
+        self.fitness = fitness
+        self.splits: dict[Axis, Index] = {}
+        self.visited: dict[Value, Indices] = {}
+
+    # -- axes
+
+    def split(self, axis: Axis, low: Size) -> Index:
+        """Cut an axis into two digits, everywhere."""
+        high = notation.quotient(axis.size, low)
+        assert high is not None
+        digits = ((low, Axis(high)), (1, Axis(low)))
+        self.splits[axis] = Index(0, digits)
+        return self.splits[axis]
+
+    def current(self, index: Index) -> Index:
+        """An index in terms of the axes as they are split by now."""
+        if not self.splits:
+            return index
+        while any(axis in self.splits for axis in index.axes):
+            index = index.substitute(self.splits)
+        return index
+
+    def resolve(self, term: Term) -> Term:
+        """A term in terms of the axes as they are split by now."""
+        if not self.splits:
+            return term
+        return notation.substitute(term, {axis: self.current(Index.over(axis)) for axis in self.splits})
+
+    def divide(self, index: Index, size: Size) -> tuple[Index, Index]:
+        return notation.divide(index, size, self.split)
+
+    def reshape(self, index: Indices, shape: Sequence[Size], target: Sequence[Size]) -> Indices:
+        """The same row-major position in another shape; equal outer and inner dimensions are left alone."""
+        kept = [position for position, size in zip(index, shape, strict=True) if size != 1]
+        shape = [size for size in shape if size != 1]
+        goal = [size for size in target if size != 1]
+        if shape != goal:
+            outer = next(i for i, pair in enumerate(zip_longest(shape, goal)) if pair[0] != pair[1])
+            rests = zip_longest(reversed(shape[outer:]), reversed(goal[outer:]))
+            inner = next(i for i, pair in enumerate(rests) if pair[0] != pair[1])
+            middle, changed = slice(outer, len(shape) - inner), slice(outer, len(goal) - inner)
+            flat = notation.flatten(kept[middle], shape[middle])
+            kept[middle] = notation.unflatten(flat, goal[changed] or (1,), self.split)[: len(goal[changed])]
+        remaining = iter(kept)
+        return tuple(Index() if size == 1 else next(remaining) for size in target)
+
+    # -- rules
+
+    def rule(self, value: Value) -> Rule | None:
+        """The rule for the operation that made a value, if its meaning is claimed."""
+        op = value.op
+        if op is None or not value.plain or not value.dtype.is_floating_point:
+            return None
+        if _stops_gradient(value, op):
+            return None
+        if any(not v.plain or not v.dtype.is_floating_point for v in op.inputs):
+            return None
+        return RULES.get(op.name)
+
+    def apply(self, leaf: Leaf) -> list[Term] | None:
+        """What an entry is made of, one operation down; None where that cannot be said."""
+        value = leaf.value
+        assert isinstance(value, Value)
+        rule = self.rule(value)
+        if rule is None or value.op is None:
+            return None
+        index = tuple(self.current(i) for i in leaf.index)
+        try:
+            return rule.read(value.op, value.output, index, self)
+        except (Unreadable, LookupError):
+            return None
+
+    def operand(self, leaf: Leaf) -> Leaf | None:
+        """The tensor that an entry comes from by rearrangement only; None for a zero.
+
+        Of the fittest tensors on the way it is the deepest, so that equal entries get equal leaves.
+        """
+        found, path = leaf, list[Leaf]()
+        while True:
+            assert isinstance(leaf.value, Value) and isinstance(found.value, Value)
+            rule = self.rule(leaf.value)
+            terms = (
+                self.apply(leaf) if rule is not None and rule.kind in ("move", "join", "constant") else None
+            )
+            if terms == []:
+                self.visit(*path, leaf)
+                return None
+            entry = _same_entry(terms)
+            if entry is None:
+                return Leaf(found.value, tuple(self.current(i) for i in found.index))
+            path.append(leaf)
+            leaf = entry
+            assert isinstance(leaf.value, Value)
+            if self.fitness(leaf.value) >= self.fitness(found.value):
+                found = leaf
+                self.visit(*path)
+                path.clear()
+
+    def visit(self, *leaves: Leaf) -> None:
+        """Note that values are read through."""
+        for leaf in leaves:
+            assert isinstance(leaf.value, Value)
+            self.visited[leaf.value] = leaf.index
+
+    def expand(self, start: Leaf, step: Step) -> list[Term]:
+        """Apply rules until a step keeps every factor, as a sum of products. Raises Unreadable past the limit."""
+        done: list[Term] = []
+        work: list[tuple[Term, tuple[tuple[Leaf, str], ...]]] = [(Term(), ((start, "start"),))]
+        while work:
+            term, pending = work.pop()
+            if not pending:
+                done.append(term)
+                if len(done) > TERM_LIMIT:
+                    raise Unreadable(f"more than {TERM_LIMIT} terms")
+                continue
+            if len(term.factors) + len(pending) > FACTOR_LIMIT:
+                raise Unreadable(f"a product of more than {FACTOR_LIMIT} factors")
+            (leaf, phase), rest = pending[0], pending[1:]
+            found = step(leaf, phase)
+            if isinstance(found, Leaf):
+                work.append((replace(term, factors=(*term.factors, found)), rest))
+                continue
+            self.visit(leaf)
+            terms, phases = found
+            for inner in reversed(terms):
+                kept = tuple(f for f in inner.factors if not isinstance(f, Leaf))
+                further = tuple((f, phases) for f in inner.factors if isinstance(f, Leaf))
+                merged = _with_deltas(_multiply(term, replace(inner, factors=kept)))
+                if merged is not None and merged.coefficient:
+                    work.append((merged, further + rest))
+        return done
+
+
+Step = Callable[[Leaf, str], "Leaf | tuple[list[Term], str]"]
+"""Given an entry and the phase it was met in: the leaf to keep, or its terms and the phase of their entries."""
+
+
+def _same_entry(terms: list[Term] | None) -> Leaf | None:
+    """The entry that terms say is the same, if they say just that."""
+    match terms:
+        case [Term(coefficient=1, factors=(Leaf() as leaf,), bound=())]:
+            return leaf
+    return None
+
+
+def _with_deltas(term: Term) -> Term | None:
+    """A term with each of its deltas once; None where two of them exclude each other."""
+    where: dict[Axis, Index] = {}
+    for factor in term.factors:
+        if isinstance(factor, Delta) and where.setdefault(factor.axis, factor.index) != factor.index:
+            return None
+    if not where:
+        return term
+    others = tuple(f for f in term.factors if not isinstance(f, Delta))
+    return replace(term, factors=(*(Delta(a, i) for a, i in where.items()), *others))
+
+
+def read(value: Value, index: Indices | None = None, reader: Reader | None = None) -> list[Term]:
+    """A value as index notation, down to what no rule knows.
+
+    Args:
+        value: a value of a tape.
+        index: which entry; by default a fresh axis for each dimension.
+
+    Returns:
+        Terms whose sum is the entry; arguments of elementwise functions are terms too.
+    """
+    reader = reader or Reader()
+    index = index if index is not None else entry_axes(value)
+
+    def step(leaf: Leaf, phase: str) -> Leaf | tuple[list[Term], str]:
+        terms = reader.apply(leaf)
+        return leaf if terms is None else (terms, "all")
+
+    def inside(factor: Factor) -> Factor:
+        if isinstance(factor, Func) and isinstance(factor.argument, Leaf):
+            argument = read(factor.argument.value, factor.argument.index, reader)  # type: ignore[arg-type]
+            return Func(factor.name, tuple(argument))
+        return factor
+
+    terms = [
+        replace(t, factors=tuple(inside(f) for f in t.factors))
+        for t in reader.expand(Leaf(value, index), step)
+    ]
+    return [reader.resolve(term) for term in terms]
+
+
+def entry_axes(value: Value) -> Indices:
+    """A fresh axis for each dimension of a value, none for dimensions of size 1."""
+    return tuple(Index() if size == 1 else Index.over(Axis(size)) for size in value.shape)

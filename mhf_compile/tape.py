@@ -1,0 +1,386 @@
+"""The tape: ATen operations in a functional form.
+
+An operation that writes in place gives a new value to the tensor it writes, to the tensors that one is a view
+of, and, when they are next used, to the other views of the same storage. A tape therefore has no mutation in it;
+what remains of it is :attr:`Value.expires`, the time from which the tensor of a value holds something else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
+
+from mhf_compile.notation import Size, size_of
+
+
+@dataclass(eq=False)
+class Scope:
+    """A graph that nodes can be put into: the Dynamo graph itself, or a body of a higher-order operation."""
+
+    module: fx.GraphModule
+    order: dict[fx.Node, int] = field(default_factory=dict)
+    returned: set[Value] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class State:
+    """The modes that an operation ran in, and the node that issued it."""
+
+    node: fx.Node | None = None
+    scope: Scope | None = None
+    grad_enabled: bool = True
+    autocast: tuple[torch.dtype | None, ...] = ()
+    """The dtype of autocast on each device type that has it on."""
+    functorch_level: int = 0
+
+
+@dataclass(eq=False)
+class Op:
+    """An ATen operation; tensors among its arguments are Values, symbolic sizes sympy expressions."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    state: State
+    writes: Value | None = None
+    """For an operation in place, the value it replaces."""
+    random: bool = False
+    replayed: bool = False
+    """Whether it stands for reading a view after a write through another one."""
+    outputs: list[Value] = field(default_factory=list)
+    inputs: tuple[Value, ...] = ()
+    """Every Value among the arguments."""
+
+    def __post_init__(self) -> None:
+        self.inputs = tuple(tensors((self.args, self.kwargs)))
+        for value in self.inputs:
+            value.users.append(self)
+
+    @property
+    def node(self) -> fx.Node | None:
+        """The node that issued it."""
+        return self.state.node
+
+    @property
+    def scope(self) -> Scope | None:
+        """The graph of its node."""
+        return self.state.scope
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(map(str, self.args))})"
+
+
+@dataclass(eq=False)
+class Storage:
+    """Memory that tensors share."""
+
+    version: int = 0
+    live: list[Value] = field(default_factory=list)
+    origin: Value | None = None
+    """The first value in it."""
+
+
+@dataclass(eq=False)
+class Handle:
+    """A tensor object of the program, and what it holds.
+
+    ``tensor`` is its fake tensor; ``view`` the handle, operation and output that it is a view by.
+    """
+
+    storage: Storage
+    tensor: torch.Tensor | None = None
+    view: tuple[Handle, Op, int] | None = None
+    value: Value | None = None
+    version: int = 0
+    born: int = 0
+    """The time of its first value."""
+    nodes: list[tuple[Scope, fx.Node]] = field(default_factory=list)
+
+    def nodes_in(self, scope: Scope) -> list[fx.Node]:
+        """The nodes of a graph that are this very tensor object."""
+        return [node for where, node in self.nodes if where is scope]
+
+
+@dataclass(eq=False)
+class Value:
+    """What a tensor holds at a time. ``op`` is None for what comes from outside."""
+
+    op: Op | None
+    output: int
+    shape: tuple[Size, ...]
+    dtype: torch.dtype
+    device: torch.device
+    handle: Handle
+    time: int
+    requires_grad: bool = False
+    plain: bool = True
+    """False for a tensor subclass, which may mean anything by its operations."""
+    expires: float = math.inf
+    users: list[Op] = field(default_factory=list)
+
+    @property
+    def rank(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def storage(self) -> Storage:
+        """The memory of its tensor."""
+        return self.handle.storage
+
+    def node_at(self, scope: Scope | None, time: float) -> fx.Node | None:
+        """The node of a graph whose tensor holds this value at a time."""
+        nodes = self.handle.nodes_in(scope) if scope is not None and time < self.expires else []
+        return nodes[0] if nodes else None
+
+    def __repr__(self) -> str:
+        return self.handle.nodes[-1][1].name if self.handle.nodes else f"v{self.time}"
+
+
+def tensors(structure: object) -> Iterator[Value]:
+    """Every Value in a structure of tuples, lists and dicts."""
+    if isinstance(structure, Value):
+        yield structure
+    elif isinstance(structure, (tuple, list)):
+        for item in structure:
+            yield from tensors(item)
+    elif isinstance(structure, dict):
+        yield from tensors(tuple(structure.values()))
+
+
+def convert(structure: Any, leaf: Callable[[Any], Any]) -> Any:
+    """A structure of tuples, lists, dicts and slices with every leaf converted; lists become tuples."""
+    if isinstance(structure, (tuple, list)):
+        return tuple([convert(item, leaf) for item in structure])
+    if isinstance(structure, dict):
+        return {key: convert(item, leaf) for key, item in structure.items()}
+    if isinstance(structure, slice):
+        return slice(*(convert(item, leaf) for item in (structure.start, structure.stop, structure.step)))
+    return leaf(structure)
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is no subclass with a meaning of its own, nor wrapped by a functorch transform."""
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor) and type(tensor) in (
+        FakeTensor,
+        torch.nn.Parameter,
+        torch.Tensor,
+    )
+
+
+_ONE_TO_ONE = frozenset(
+    ["view", "_unsafe_view", "_reshape_alias", "alias", "detach", "lift_fresh", "unsqueeze", "squeeze", "permute", "t", "transpose", "select", "slice", "split", "split_with_sizes", "unbind", "diagonal"]
+)
+"""Views that show no element twice, and none that their base does not show."""
+
+
+class Tape:
+    """The values of a graph, oldest first, and the tensors that hold them."""
+
+    def __init__(self) -> None:
+        self.values: list[Value] = []
+        self.scopes: list[Scope] = []
+        self._handles: dict[int, Handle] = {}
+        self._storages: dict[int, Storage] = {}
+
+    @cached_property
+    def used(self) -> frozenset[Value]:
+        """The values that reach a result of a graph or memory from outside, once the tape is complete."""
+        used = set[Value]().union(*(scope.returned for scope in self.scopes))
+
+        def matters(op: Op, value: Value) -> bool:
+            if op.writes is not None:
+                origin = op.writes.storage.origin
+                if origin is None or origin.op is None:
+                    return True
+                if op.writes is value and op.name in ("copy", "zero", "fill"):
+                    return False  # only written over
+            return not used.isdisjoint(op.outputs)
+
+        for value in reversed(self.values):
+            if any(matters(op, value) for op in value.users):
+                used.add(value)
+        return frozenset(used)
+
+    # -- tensors
+
+    def handle(self, tensor: torch.Tensor) -> Handle:
+        """The handle of a tensor; one that was never seen holds something from outside."""
+        found = self._handles.get(id(tensor))
+        return found if found is not None else self.adopt(tensor, Handle(self._storage(tensor)))
+
+    def adopt(self, tensor: torch.Tensor, handle: Handle) -> Handle:
+        """Let a handle stand for a tensor."""
+        handle.tensor = tensor
+        self._handles[id(tensor)] = handle
+        if is_plain(tensor):
+            self._storages.setdefault(tensor.untyped_storage()._cdata, handle.storage)
+        return handle
+
+    def _storage(self, tensor: torch.Tensor) -> Storage:
+        return (
+            self._storages.get(tensor.untyped_storage()._cdata, Storage()) if is_plain(tensor) else Storage()
+        )
+
+    def value(self, tensor: torch.Tensor) -> Value:
+        """What a tensor holds now."""
+        return self.read(self.handle(tensor))
+
+    def read(self, handle: Handle) -> Value:
+        """What the tensor of a handle holds now."""
+        if handle.value is not None and handle.version == handle.storage.version:
+            return handle.value
+        if handle.view is None:
+            assert handle.tensor is not None
+            value = self.new(handle, None, 0, *describe(handle.tensor))
+            value.requires_grad = handle.version > 0 and value.dtype.is_floating_point  # written by an alias
+            return value
+        base, view, output = handle.view
+        op = Op(view.name, (self.read(base), *view.args[1:]), view.kwargs, view.state, replayed=True)
+        assert handle.value is not None
+        old = handle.value
+        return self.new(handle, op, output, *describe_value(old))
+
+    def new(
+        self,
+        handle: Handle,
+        op: Op | None,
+        output: int,
+        shape: tuple[Size, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        plain: bool,
+    ) -> Value:
+        """Give a value to a handle."""
+        value = Value(
+            op, output, shape, dtype, device, handle, len(self.values), _needs_grad(op, dtype), plain
+        )
+        self.values.append(value)
+        storage = handle.storage
+        storage.live.append(value)
+        storage.origin = storage.origin or value
+        handle.born = value.time if handle.value is None else handle.born
+        handle.value, handle.version = value, storage.version
+        if op is not None:
+            op.outputs.append(value)
+        return value
+
+    def bind(self, scope: Scope, node: fx.Node, result: object) -> None:
+        """Say that a node's result is a tensor."""
+        if isinstance(result, torch.Tensor):
+            handle = self.handle(result)
+            self.read(handle)
+            handle.nodes.append((scope, node))
+
+    # -- operations
+
+    def record(self, func: OpOverload, args: Any, kwargs: Any, result: Any, state: State) -> None:
+        """Write an operation down after it ran."""
+
+        def argument(item: Any) -> Any:
+            if isinstance(item, torch.Tensor):
+                return self.value(item)
+            return size_of(item) if isinstance(item, torch.SymInt) else item
+
+        schema = func._schema
+        # Other libraries' operations keep their full name, and so do those that reinterpret or convert to a dtype.
+        name = schema.name if schema.overload_name == "dtype" else schema.name.removeprefix("aten::")
+        written = [
+            a
+            for a, s in zip(args, schema.arguments, strict=False)
+            if s.alias_info is not None and s.alias_info.is_write
+        ]
+        written += [kwargs[s.name] for s in schema.arguments if s.name in kwargs and s.alias_info is not None]
+        in_place = len(written) == 1 and name.endswith("_") and torch.Tag.inplace_view not in func.tags
+        if written and not in_place:
+            name = (
+                schema.name
+            )  # several tensors, an out argument, or a change of shape: no meaning is claimed
+        name = name[:-1] if in_place else name
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        op = Op(name, convert(tuple(args), argument), convert(kwargs, argument), state, random=random)
+        targets = [t for item in written for t in (item if isinstance(item, (tuple, list)) else (item,))]
+        for position, target in enumerate(targets):
+            if torch.Tag.inplace_view in func.tags:
+                self._reshape(target, op)
+            else:
+                self._write(self.handle(target), op, position)
+        views = name == "_unsafe_view" or any(r.alias_info is not None for r in schema.returns)
+        base = self.handle(args[0]) if views and args and isinstance(args[0], torch.Tensor) else None
+        for position, out in enumerate(result if isinstance(result, (tuple, list)) else (result,)):
+            if isinstance(out, torch.Tensor) and not any(out is a for a in (*args, *targets)):
+                handle = Handle(self._storage(out), view=None if base is None else (base, op, position))
+                self.new(self.adopt(out, handle), op, position, *describe(out))
+
+    def _reshape(self, tensor: torch.Tensor, op: Op) -> None:
+        """Note that a tensor looks at its memory in another way; the memory holds what it held."""
+        handle = self.handle(tensor)
+        op.writes = self.read(handle)
+        op.writes.expires = min(op.writes.expires, len(self.values))
+        handle.view, handle.storage = None, self._storage(tensor)
+        self.new(handle, op, 0, *describe(tensor)).requires_grad |= op.writes.requires_grad
+
+    def forget(self, handle: Handle, state: State) -> None:
+        """Note that a tensor may have been written to."""
+        self._write(handle, Op("unknown", (self.read(handle),), {}, state))
+
+    def _write(self, handle: Handle, op: Op, output: int = 0) -> None:
+        old = self.read(handle)
+        op.writes = old
+        chain = [handle]
+        while (view := chain[-1].view) is not None:
+            chain.append(view[0])
+        before = [self.read(base) for base in chain]
+        now = len(self.values)
+        handle.storage.version += 1
+        for value in handle.storage.live:
+            value.expires = min(value.expires, now)
+        handle.storage.live = []
+        assert handle.tensor is not None
+        written = self.new(handle, op, output, *describe(handle.tensor))
+        written.requires_grad |= old.requires_grad
+        if any(base.view is not None and base.view[1].name not in _ONE_TO_ONE for base in chain):
+            unknown = Op("unknown", (before[-1], written), {}, op.state)
+            for base in chain[:-1]:
+                base.version = -1  # what it shows is read from the last one again
+            whole = before[-1]
+            self.new(chain[-1], unknown, 0, *describe_value(whole)).requires_grad |= whole.requires_grad
+            return
+        for (child, base), whole in zip(pairwise(chain), before[1:], strict=True):
+            assert child.view is not None
+            _, look, part = child.view
+            scatter = Op("scatter_view", (whole, written, look, part), {}, op.state)
+            written = self.new(base, scatter, 0, *describe_value(whole))
+            written.requires_grad |= whole.requires_grad
+
+
+def describe(tensor: torch.Tensor) -> tuple[tuple[Size, ...], torch.dtype, torch.device, bool]:
+    """Shape, dtype, device, and whether it is no subclass."""
+    return tuple(map(size_of, tensor.shape)), tensor.dtype, tensor.device, is_plain(tensor)
+
+
+_CONSTANT = frozenset(
+    ["detach", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full", "new_empty"]
+)
+"""Operations that have no gradient in their argument."""
+
+
+def describe_value(value: Value) -> tuple[tuple[Size, ...], torch.dtype, torch.device, bool]:
+    """The same of a value."""
+    return value.shape, value.dtype, value.device, value.plain
+
+
+def _needs_grad(op: Op | None, dtype: torch.dtype) -> bool:
+    """Whether autograd follows an operation's result. Inputs are recorded detached and say it themselves."""
+    if op is None or not op.state.grad_enabled or op.name in _CONSTANT:
+        return False
+    return (dtype.is_floating_point or dtype.is_complex) and any(value.requires_grad for value in op.inputs)
