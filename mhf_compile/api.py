@@ -1,0 +1,71 @@
+"""The public functions beside the backend itself: explain a model, rewrite a graph."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from mhf_compile.backend import analyse
+from mhf_compile.options import PREFIX, parse
+from mhf_compile.report import Report
+
+
+def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
+    """What the backend would rewrite in a model, and what not and why.
+
+    The model is run once on the arguments, as it would run compiled but without an inner compiler.
+
+    Args:
+        model: a module or function.
+        *args: its arguments.
+        **kwargs: its keyword arguments.
+
+    Returns:
+        One report over all graphs of the model.
+    """
+    reports: list[Report] = []
+
+    def collect(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        reports.append(analyse(module, parse({PREFIX + "strict": True})[0]))
+        return module
+
+    torch.compile(model, backend=collect)(*args, **kwargs)
+    return Report(
+        tuple(rewrite for report in reports for rewrite in report.rewrites),
+        tuple(miss for report in reports for miss in report.misses),
+    )
+
+
+def rewrite(
+    graph_module: fx.GraphModule, example_inputs: Sequence[Any], **options: Any
+) -> tuple[fx.GraphModule, Report]:
+    """Rewrite a graph of PyTorch calls.
+
+    Args:
+        graph_module: a graph from Dynamo, ``torch.export`` or ``torch.fx.symbolic_trace``; it is not changed.
+        example_inputs: inputs of the graph, for their shapes and dtypes.
+        **options: the backend's options without their prefix, such as ``prove="always"``.
+
+    Returns:
+        The rewritten graph, sharing parameters with the given one, and the report.
+
+    Raises:
+        OptionError: an unknown option or value.
+    """
+    ours, _ = parse({PREFIX + name: value for name, value in options.items()})
+    result = fx.GraphModule(graph_module, copy.deepcopy(graph_module.graph))
+    placeholders = [node for node in result.graph.nodes if node.op == "placeholder"]
+    if any("example_value" not in node.meta for node in placeholders):
+        mode = FakeTensorMode(shape_env=ShapeEnv())
+        for node, example in zip(placeholders, example_inputs, strict=True):
+            is_tensor = isinstance(example, torch.Tensor)
+            node.meta["example_value"] = (
+                mode.from_tensor(example, static_shapes=True) if is_tensor else example
+            )
+    return result, analyse(result, ours)

@@ -1,0 +1,173 @@
+"""The backend, top to bottom: record, find, check, prove, rewrite; then the inner compiler gets the graph."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+from torch._logging._internal import trace_structured_artifact
+
+import mhf_compile.kernels.ops  # noqa: F401  (registers the ops that the rewritten graphs call)
+from mhf_compile.errors import NotRewritten
+from mhf_compile.match import Match, Unmatched, find
+from mhf_compile.options import Options, parse
+from mhf_compile.prove import Proofs
+from mhf_compile.record import record
+from mhf_compile.region import Region
+from mhf_compile.report import Miss, Report, Rewrite, module_of, source_of
+from mhf_compile.rewrite import Surgeon, describe
+from mhf_compile.unify import NoMatch
+
+log = logging.getLogger(__name__)
+
+_reports: deque[Report] = deque(maxlen=1000)
+
+
+def flashmhf(
+    module: fx.GraphModule,
+    inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Compile a Dynamo graph: ``torch.compile(model, backend="flashmhf", mode=..., options={...})``.
+
+    Every gated multi-head feed-forward of the graph (FlashMHF, arXiv 2512.06989) becomes one fused call; then
+    the inner compiler gets the graph, with ``mode`` and all options that are not ours.
+
+    Args:
+        module: the graph as Dynamo made it; it is changed in place.
+        inputs: example inputs, passed on.
+        mode: a mode of ``torch.compile``, for an inner compiler that takes one.
+        options: ``flashmhf.*`` options (see :class:`mhf_compile.options.Options`), and the inner compiler's.
+        **kwargs: passed on.
+
+    Returns:
+        What the inner compiler returns.
+
+    Raises:
+        OptionError: an unknown ``flashmhf.`` option or value.
+        NotRewritten: fewer rewrites than ``flashmhf.require``.
+    """
+    ours, others = parse(options)
+    report = analyse(module, ours)
+    _reports.append(report)
+    if len(report.rewrites) < ours.require:
+        raise NotRewritten(f"flashmhf.require is {ours.require}, but {report}")
+    passed = {name: value for name, value in (("mode", mode), ("options", others)) if value}
+    return compile_inner(module, inputs, ours.inner, {**passed, **kwargs})
+
+
+flashmhf.reset = _reports.clear  # type: ignore[attr-defined]  # torch._dynamo.reset() calls it
+
+
+def last_reports() -> list[Report]:
+    """The reports of the graphs compiled since ``torch._dynamo.reset()``, the newest last (at most 1000)."""
+    return list(_reports)
+
+
+def analyse(module: fx.GraphModule, options: Options) -> Report:
+    """Rewrite a Dynamo graph in place, and say what was done and what was not.
+
+    An internal error is logged and leaves the graph as it was, unless ``options.strict``.
+    """
+    try:
+        report = rewrite_graph(module, options)
+    except Exception:
+        if options.strict:
+            raise
+        log.warning(
+            "the analysis failed and the graph is compiled as it is; please report this", exc_info=True
+        )
+        return Report()
+    log.info("%s", report)
+    for rewrite in report.rewrites:
+        log.debug("%s: %s", rewrite.source, rewrite.equation)
+    trace_structured_artifact("flashmhf_rewrites", "json", report.to_json)
+    return report
+
+
+def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
+    """Record, find, check, prove; then, when nothing can fail any more, rewrite."""
+    tape = record(module)
+    proofs = Proofs(options.prove)
+    regions: dict[Match, Region] = {}
+
+    def accept(match: Match) -> None:
+        regions[match] = Region(tape, match)
+        regions[match].check()
+
+    plan: list[tuple[Match, Region, str]] = []
+    misses: list[Miss] = []
+    for found in find(tape, accept):
+        if isinstance(found, Unmatched):
+            misses.append(_miss(found))
+            continue
+        try:
+            if options.refuses(found.unification.size("h"), found.unification.size("e")):
+                raise NoMatch(f"a dense SwiGLU is left to the inner compiler: flashmhf.dense is {options.dense!r}")
+            plan.append((found, regions[found], proofs.prove(found, regions[found])))
+        except NoMatch as error:
+            misses += _refused(found, error)
+    rewrites: list[Rewrite] = []
+    if plan:
+        graphs = [(scope.module, copy.deepcopy(scope.module.graph)) for scope in tape.scopes]
+        surgeon = Surgeon(module, tape)
+        try:
+            for match, region, proof in plan:
+                try:
+                    surgeon.replace(match, region)
+                    rewrites.append(describe(match, region, proof))
+                except NoMatch as error:
+                    misses += _refused(match, error)
+            surgeon.finish()
+        except BaseException:
+            for changed, graph in graphs:
+                changed.graph = graph  # as it came
+            raise
+    return Report(tuple(rewrites), tuple(misses))
+
+
+def _refused(match: Match, error: NoMatch) -> list[Miss]:
+    return [_miss(Unmatched(match.pattern, anchor, error.reason, error.at)) for anchor in match.anchors]
+
+
+def _miss(found: Unmatched) -> Miss:
+    anchor = found.anchor.op.node if found.anchor.op is not None else None
+    return Miss(found.pattern.name, module_of(anchor), source_of(anchor), found.reason)
+
+
+def compile_inner(module: fx.GraphModule, inputs: Sequence[Any], inner: str, kwargs: dict[str, Any]) -> Any:
+    """Compile a rewritten graph with another backend."""
+    if inner == "eager":
+        return module  # the minifier asks for a GraphModule
+    tag = f"{torch.compiler.config.cache_key_tag} {package_hash()}"
+    with torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
+        if inner == "inductor":
+            compiler = torch._TorchCompileInductorWrapper(
+                kwargs.pop("mode", None), kwargs.pop("options", None), None
+            )
+            return compiler(module, inputs)
+        return torch._dynamo.lookup_backend(inner)(module, inputs, **kwargs)
+
+
+@cache
+def package_hash() -> str:
+    """A hash of this package's sources, which keys the inner compiler's caches.
+
+    Without it they would serve graphs compiled for the ops of an older version.
+    """
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return f"mhf_compile-{digest.hexdigest()[:16]}"

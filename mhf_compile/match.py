@@ -1,0 +1,396 @@
+"""Match patterns to the values of a tape: candidates, normal form, unification.
+
+A candidate is a value in which activations are still linear. It is read down to the operands of the gate
+and up products, its terms are folded, and the result is unified with the pattern's formula in the same normal
+form. The largest value that unifies is the root of a match.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+
+from mhf_compile import notation
+from mhf_compile.activation import Activations
+from mhf_compile.fold import fold
+from mhf_compile.notation import Axis, Factor, Func, Index, Leaf, Term, Unreadable
+from mhf_compile.patterns import PATTERNS, Pattern
+from mhf_compile.read import Reader, entry_axes
+from mhf_compile.record import record_function
+from mhf_compile.tape import Op, Scope, Tape, Value
+from mhf_compile.unify import NoMatch, Refusal, Unification, unify
+
+log = logging.getLogger(__name__)
+
+CONTRACTIONS = 4
+"""A value that an activation reaches only through more products than this is no candidate."""
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """A value that is a pattern's formula of some leaves, plus terms with no activation in them."""
+
+    pattern: Pattern
+    scope: Scope
+    root: Value
+    index: tuple[Index, ...]
+    anchors: frozenset[Value]
+    unification: Unification
+    addends: tuple[Term, ...]
+    term: Term
+    visited: Mapping[Value, tuple[Index, ...]]
+
+    @property
+    def equation(self) -> str:
+        """What was read, its axes named by their roles."""
+        names: dict[Axis, Index] = {}
+        for role, axes in self.unification.roles.items():
+            for number, axis in enumerate(axes):
+                names[axis] = Index.over(Axis(axis.size, role + str(number + 1) * (len(axes) > 1)))
+        for leaf in notation.leaves(self.term.factors):  # the up score has an axis of its own for d
+            for own in (own for own in self.leaves if own.value == leaf.value):
+                for ours, theirs in zip(own.index, leaf.index, strict=True):
+                    for known, other in zip(ours.axes, theirs.axes, strict=False):
+                        if known in names:
+                            names.setdefault(other, names[known])
+        where = ", ".join(repr(index.substitute(names)) for index in self.index)
+        terms = (notation.substitute(term, names) for term in (self.term, *self.addends))
+        return f"{self.root}[{where}] = {notation.equation(tuple(terms))}"
+
+    @property
+    def leaves(self) -> Iterator[Leaf]:
+        """The leaves of the operands and of the addends."""
+        for operand in self.unification.operands.values():
+            yield from operand.leaves
+        for term in self.addends:
+            yield from notation.leaves(term.factors)
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """An activation that is in no match, and why; ``at`` is the value that shows it."""
+
+    pattern: Pattern
+    anchor: Value
+    reason: str
+    at: Value | None = None
+
+
+def find(tape: Tape, accept: Callable[[Match], None] = lambda match: None) -> list[Match | Unmatched]:
+    """What every activation of a tape is part of, in the order of the tape.
+
+    Args:
+        tape: the recorded graph.
+        accept: raises Refusal for a match that cannot be rewritten; then a smaller one is looked for.
+    """
+    found: list[Match | Unmatched] = []
+    for pattern in PATTERNS:
+        search = _Search(tape, pattern)
+        found.extend(search.run(accept))
+    return sorted(
+        found, key=lambda f: min(a.time for a in f.anchors) if isinstance(f, Match) else f.anchor.time
+    )
+
+
+class _Search:
+    """The search for one pattern on one tape."""
+
+    def __init__(self, tape: Tape, pattern: Pattern) -> None:
+        self.tape = tape
+        self.pattern = pattern
+        self.activations = Activations(tape, pattern.activations)
+        self.anchors = self.activations.anchors
+        self.carried: dict[Value, frozenset[Value]] = {anchor: frozenset({anchor}) for anchor in self.anchors}
+        self.depth: dict[Value, int] = dict.fromkeys(self.anchors, 0)
+        self.reasons: dict[Value, tuple[str, Value]] = {}
+        reader = Reader()
+        for value in tape.values:
+            if value not in self.anchors and value.op is not None:
+                self._carry(reader, value, value.op)
+
+    # -- candidates
+
+    def _carry(self, reader: Reader, value: Value, op: Op) -> None:
+        """Note the activations that a value is linear in."""
+        reaching = [v for v in op.inputs if v in self.carried]
+        if not reaching:
+            return
+        rule = reader.rule(value)
+        if rule is None or rule.products is None:
+            return self._stop(reaching, f"{op.name} is applied to it", value)
+        carried: frozenset[Value] = frozenset()
+        depth = 0
+        for product in rule.products(op):
+            factors = [v for v in product if v in self.carried]
+            if len(factors) > 1:
+                return self._stop(factors, "it is multiplied with another activation", value)
+            if factors:
+                carried |= self.carried[factors[0]]
+                depth = max(depth, self.depth[factors[0]])
+            elif rule.kind not in ("contract", "join") and not all(map(_is_zero, product or (None,))):
+                return self._stop(reaching, "something else is added to it", value)
+        depth += rule.kind == "contract" and len(op.args) > 1 and isinstance(op.args[1], Value)
+        if carried and depth <= CONTRACTIONS:
+            self.carried[value], self.depth[value] = carried, depth
+
+    def _stop(self, values: list[Value], reason: str, at: Value) -> None:
+        for value in values:
+            for anchor in self.carried[value]:
+                self.reasons.setdefault(anchor, (reason, at))
+
+    def run(self, accept: Callable[[Match], None]) -> Iterator[Match | Unmatched]:
+        matched: set[Value] = set()
+        seen: set[Value] = set()
+        refusals: dict[Value, list[NoMatch | Unreadable]] = {}
+        returned = frozenset[Value]().union(*(scope.returned for scope in self.tape.scopes))
+        ends = [
+            v
+            for v in self.carried
+            if v in returned
+            or not v.users
+            or any(o not in self.carried for user in v.users for o in user.outputs)
+        ]
+        pending = sorted(ends, key=lambda v: v.time)
+        while pending:
+            value = pending.pop()
+            root = self._root(value)
+            if value in seen or self.carried[value] <= matched:
+                continue
+            seen.add(value)
+            if root is not None and self.depth[root] > 0 and matched.isdisjoint(self.carried[root]):
+                if root in seen and root is not value:
+                    continue
+                seen.add(root)
+                value = root
+                try:
+                    match = self.attempt(root)
+                    accept(match)
+                    matched |= match.anchors
+                    yield match
+                    continue
+                except (NoMatch, Unreadable) as error:
+                    log.debug("%s is no %s: %s", root, self.pattern.name, error)
+                    for anchor in self.carried[root]:
+                        refusals.setdefault(anchor, []).append(error)
+            if value.op is not None and value not in self.anchors:
+                pending += sorted((v for v in value.op.inputs if v in self.carried), key=lambda v: v.time)
+        for anchor in self.anchors:
+            if anchor not in matched:
+                yield self._unmatched(anchor, refusals.get(anchor, []), returned)
+
+    def _unmatched(
+        self, anchor: Value, refusals: list[NoMatch | Unreadable], returned: frozenset[Value]
+    ) -> Unmatched:
+        """An anchor with the reason nearest to a match: a refused region's, else the smallest candidate's."""
+        nearest = [e for e in refusals if isinstance(e, Refusal)][:1] or refusals[-1:]
+        for error in nearest:
+            return Unmatched(self.pattern, anchor, str(error), getattr(error, "at", None))
+        if anchor in self.reasons:
+            reason, at = self.reasons[anchor]
+            return Unmatched(self.pattern, anchor, f"it reaches no product with values: {reason}", at)
+        if any(anchor in anchors and value in returned for value, anchors in self.carried.items()):
+            reason = (
+                "it leaves the graph before a product with values: it is returned, or the graph breaks there"
+            )
+        else:
+            reason = "it reaches no product with values"
+        return Unmatched(self.pattern, anchor, reason, anchor)
+
+    def _root(self, value: Value) -> Value | None:
+        """The smallest value with a node of which a value is a rearrangement."""
+        root = value if self._has_node(value) else None
+        reader = Reader()
+        while value not in self.anchors and value.op is not None:
+            rule = reader.rule(value)
+            if rule is None or rule.kind != "move":
+                break
+            value = next(v for v in value.op.inputs if v in self.carried)
+            root = value if self._has_node(value) else root
+        return root
+
+    @staticmethod
+    def _has_node(value: Value) -> bool:
+        return (
+            value.op is not None
+            and value.op.scope is not None
+            and bool(value.handle.nodes_in(value.op.scope))
+        )
+
+    # -- normal form
+
+    def attempt(self, root: Value) -> Match:
+        """The match with a root. Raises NoMatch or Unreadable."""
+        assert root.op is not None and root.op.scope is not None
+        scope = root.op.scope
+
+        def fitness(value: Value) -> int:
+            """Whether a value's tensor is at hand where the root is made, or at least was before."""
+            return (value.node_at(scope, root.time) is not None) + bool(value.handle.nodes_in(scope))
+
+        reader = Reader(fitness)
+        index, terms = normal_form(root, self.activations, self.carried, reader)
+        gated = [t for t in terms if any(isinstance(f, Func) for f in t.factors)]
+        if len(gated) != 1:
+            raise NoMatch(
+                f"{len(gated)} different gated terms are added up, which are not one sum over an axis"
+            )
+        addends = tuple(t for t in terms if t is not gated[0])
+        for term in addends:
+            if len(term.factors) != 1 or not isinstance(term.factors[0], Leaf) or term.bound:
+                raise NoMatch("a product without an activation is added to it")
+        unification = unify(self.pattern, normal_pattern(self.pattern), gated[0], index)
+        visited = {value: tuple(reader.current(i) for i in at) for value, at in reader.visited.items()}
+        return Match(
+            self.pattern, scope, root, index, self.carried[root], unification, addends, gated[0], visited
+        )
+
+
+def _is_zero(value: Value | None) -> bool:
+    """Whether a value is known to be zero everywhere."""
+    while value is not None and value.op is not None:
+        if value.op.name in ("zeros", "zeros_like", "new_zeros", "zero"):
+            return True
+        rule = Reader().rule(value)
+        if rule is None or rule.kind != "move":
+            return False
+        value = next(iter(value.op.inputs))
+    return False
+
+
+def normal_form(
+    root: Value, activations: Activations, carried: Mapping[Value, object], reader: Reader
+) -> tuple[tuple[Index, ...], list[Term]]:
+    """A candidate as folded terms of leaves, of functions of a gate score, and of up scores.
+
+    Returns:
+        The index of the root's entry, and the terms. Scores are sums of products of operands, the
+        up score inside a function named ``identity``.
+    """
+    start = Leaf(root, entry_axes(root))
+
+    def step(leaf: Leaf, phase: str) -> Leaf | tuple[list[Term], str]:
+        if leaf.value in activations.anchors:
+            return activations.read(reader, leaf), "factor"
+        if phase != "factor" and leaf.value in carried:
+            terms = reader.apply(leaf)
+            if terms is None:
+                raise NoMatch("the result is not read", leaf.value if isinstance(leaf.value, Value) else None)
+            return terms, "region"
+        found = leaf if phase == "factor" else reader.operand(leaf)
+        return ([], "factor") if found is None else found
+
+    terms = [
+        _with_scores(reader.resolve(term), reader, activations.names) for term in reader.expand(start, step)
+    ]
+    folded = fold([reader.resolve(term) for term in terms], reader.splits)
+    index = tuple(reader.current(i) for i in start.index)
+    return index, [_hoisted(_counted(reader.resolve(term))) for term in folded]
+
+
+def _with_scores(term: Term, reader: Reader, names: frozenset[str]) -> Term:
+    """A term with the argument of its activation, and the factors of the same axes, read as scores."""
+    gates = [f for f in term.factors if isinstance(f, Func) and f.name in names]
+    if not gates:
+        return term
+    wide = set(gates[0].axes)
+    factors: list[Factor] = []
+    for factor in term.factors:
+        if isinstance(factor, Func) and isinstance(factor.argument, Leaf):
+            factors.append(Func(factor.name, tuple(_score(factor.argument, reader))))
+        elif isinstance(factor, Leaf) and set(factor.axes) == wide:
+            factors.append(Func("identity", tuple(_score(factor, reader))))
+        else:
+            factors.append(factor)
+    return replace(term, factors=tuple(factors))
+
+
+_LINEAR = ("add", "sub", "rsub", "neg", "mul", "div", "addcmul")
+
+
+def _score(leaf: Leaf, reader: Reader) -> list[Term]:
+    """An entry of a score, read through one contraction: a sum of products of operands."""
+
+    def step(leaf: Leaf, phase: str) -> Leaf | tuple[list[Term], str]:
+        value = leaf.value
+        rule = reader.rule(value) if isinstance(value, Value) else None
+        if rule is not None and phase != "operand" and isinstance(value, Value) and value.op is not None:
+            further = None
+            if rule.kind in ("move", "join"):
+                further = phase
+            elif value.op.name in ("sum", "mean"):
+                further = "summed" if phase != "summed" else None
+            elif rule.kind == "contract":
+                further = "operand" if phase != "summed" else None
+            elif value.op.name in _LINEAR:
+                further = "operand" if phase == "summed" and value.op.name == "mul" else phase
+            elif rule.kind == "constant":
+                further = phase
+            terms = reader.apply(leaf) if further is not None else None
+            if terms is not None and further is not None:
+                return terms, further
+        found = reader.operand(leaf)
+        return ([], "operand") if found is None else found
+
+    terms = [reader.resolve(term) for term in reader.expand(leaf, step)]
+    for operand in (leaf for term in terms for leaf in notation.leaves(term.factors)):
+        if isinstance(operand.value, Value) and operand.value.op is not None and operand.value.op.random:
+            raise NoMatch(f"dropout or other randomness is inside ({operand.value.op.name})", operand.value)
+    return terms
+
+
+def _counted(term: Term) -> Term:
+    """A term without sums over axes that no factor has: such a sum is a multiplication."""
+    factors = tuple(
+        Func(f.name, tuple(map(_counted, f.argument)))
+        if isinstance(f, Func) and isinstance(f.argument, tuple)
+        else f
+        for f in term.factors
+    )
+    inside = {axis for factor in factors for axis in factor.axes}
+    idle = notation.product([axis.size for axis in term.bound if axis not in inside])
+    if not isinstance(idle, int):
+        raise NoMatch(f"a value is added up {idle} times, a symbolic number")
+    bound = tuple(axis for axis in term.bound if axis in inside)
+    return Term(term.coefficient * idle, factors, bound)
+
+
+def _hoisted(term: Term) -> Term:
+    """A term with what is constant in an ``identity`` function moved out of it."""
+    coefficient, factors = term.coefficient, list[Factor]()
+    for factor in term.factors:
+        if not (
+            isinstance(factor, Func) and factor.name == "identity" and isinstance(factor.argument, tuple)
+        ):
+            factors.append(factor)
+            continue
+        scores = sorted(factor.argument, key=lambda t: -len(t.bound))
+        scale = scores[0].coefficient if scores and scores[0].coefficient else notation.ONE
+        scores = [replace(t, coefficient=t.coefficient / scale) for t in scores]
+        coefficient *= scale
+        if len(scores) == 1:
+            inside = tuple(f for f in scores[0].factors if set(f.axes) & set(scores[0].bound))
+            factors += [f for f in scores[0].factors if f not in inside]
+            scores = [replace(scores[0], factors=inside)]
+        factors.append(Func("identity", tuple(scores)))
+    return replace(term, coefficient=coefficient, factors=tuple(factors))
+
+
+@cache
+def normal_pattern(pattern: Pattern) -> tuple[Mapping[Value, str], tuple[Index, ...], Term]:
+    """A pattern's formula in normal form: (the operand of each leaf, the index of the result, the term)."""
+    shapes = [
+        tuple(notation.product([pattern.sizes[a] for a in dim.split()]) for dim in dims)
+        for dims in pattern.operands.values()
+    ]
+    activation = next(iter(pattern.activations))
+    tape, values, result = record_function(
+        lambda *operands: pattern.formula(*operands, activation, *pattern.scalars.values()), *shapes
+    )
+    activations = Activations(tape, pattern.activations)
+    search = _Search(tape, pattern)
+    index, terms = normal_form(result, activations, search.carried, Reader())
+    (term,) = terms
+    names = {value: name for value, name in zip(values, pattern.operands, strict=True) if value is not None}
+    return names, index, term

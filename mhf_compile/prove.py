@@ -1,0 +1,360 @@
+"""Prove that a rewrite computes what it replaces, exactly.
+
+The region of a match and the pattern's formula, with the views that the rewrite makes around it, are run on
+random integers modulo a prime p just below 2**20, in float64: products are below 2**40 and sums of 8192 of
+them below 2**53, so all arithmetic is exact. ``exp``, ``erf``, ``tanh`` and ``relu`` are random tables;
+``sigmoid(x)`` is ``1 / (1 + exp(-x))`` and ``silu(x)`` is ``x * sigmoid(x)`` in the field. Two programs that
+agree are then equal for every such function, up to the odds of Schwartz and Zippel: degree / p an entry.
+
+Tokens are never contracted, so few of them prove as much as many. Over a work budget, and where sizes are
+symbolic, the proof runs on few tokens; the sizes that the program's views name are then taken from the digits
+of each value's index.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor
+
+from mhf_compile import notation
+from mhf_compile.build import Builder
+from mhf_compile.match import Match
+from mhf_compile.notation import Axis, Index, Size
+from mhf_compile.read import RULES, permutation, slicing
+from mhf_compile.record import record_function
+from mhf_compile.region import Region
+from mhf_compile.report import source_of
+from mhf_compile.tape import Op, Value
+from mhf_compile.unify import NoMatch
+
+log = logging.getLogger(__name__)
+
+PRIME = 2**20 - 3
+CHUNK = 2**13
+"""The most products summed before reducing: CHUNK * PRIME**2 < 2**53."""
+BUDGET = 2**30
+"""Multiply-adds of a proof on all tokens; beyond it, the proof runs on few."""
+FEW = 4
+"""The size that a token axis is reduced to."""
+
+
+# -- arithmetic modulo the prime ----------------------------------------------------------------------------
+
+
+def number(value: Fraction) -> int:
+    """A rational number in the field."""
+    return value.numerator * pow(value.denominator, -1, PRIME) % PRIME
+
+
+def _inverse(x: Tensor) -> Tensor:
+    """X ** (p - 2): one over x, and 0 of 0."""
+    result, exponent = torch.ones_like(x), PRIME - 2
+    while exponent:
+        if exponent & 1:
+            result = result * x % PRIME
+        x, exponent = x * x % PRIME, exponent >> 1
+    return result
+
+
+@cache
+def _table(name: str) -> Tensor:
+    """An elementwise function at every element of the field."""
+    if name == "sigmoid":
+        return _inverse((1 + _table("exp").flip(0).roll(1)) % PRIME)
+    if name == "silu":
+        return torch.arange(PRIME, dtype=torch.float64) * _table("sigmoid") % PRIME
+    if name == "reciprocal":
+        return _inverse(torch.arange(PRIME, dtype=torch.float64))
+    generator = torch.Generator().manual_seed(sum(name.encode()))
+    return torch.randint(PRIME, (PRIME,), generator=generator).double()
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    result = torch.zeros((), dtype=torch.float64)
+    for left, right in zip(a.split(CHUNK, -1), b.split(CHUNK, 0 if b.dim() == 1 else -2), strict=True):
+        result = (result + left @ right) % PRIME
+    return result
+
+
+# -- running a region ---------------------------------------------------------------------------------------
+
+
+class _Replay:
+    """Runs recorded operations modulo the prime on tensors that may have fewer tokens than were recorded."""
+
+    def __init__(self, shape: Callable[[Value], tuple[int, ...]], known: Mapping[Value, Tensor]) -> None:
+        self.shape = shape
+        self.tensors = dict(known)
+
+    def run(self, values: Iterable[Value]) -> None:
+        for value in values:
+            if value not in self.tensors:
+                assert value.op is not None
+                result = self._compute(value.op, value)
+                self.tensors[value] = result if RULES[value.op.name].kind == "move" else result % PRIME
+
+    def _get(self, argument: object) -> Tensor:
+        if isinstance(argument, Value):
+            return self.tensors[argument]
+        if isinstance(argument, (int, float)):
+            return torch.tensor(float(number(Fraction(argument))), dtype=torch.float64)
+        raise NoMatch(f"the proof cannot take {argument}")
+
+    def _compute(self, op: Op, value: Value) -> Tensor:
+        get, args, name, shape = self._get, op.args, op.name, self.shape(value)
+        match name:
+            case (
+                "view"
+                | "_unsafe_view"
+                | "unsqueeze"
+                | "squeeze"
+                | "alias"
+                | "lift_fresh"
+                | "clone"
+                | "detach"
+            ):
+                return get(args[0]).reshape(shape)
+            case "permute" | "t" | "transpose":
+                return get(args[0]).permute(permutation(op))
+            case "expand" | "_to_copy":
+                return get(args[0]).expand(shape)
+            case "repeat":
+                return get(args[0]).repeat(*args[1])
+            case "copy":
+                return get(args[1]).expand(shape)
+            case "select" | "slice" | "split" | "split_with_sizes" | "unbind":
+                return _sliced(get(args[0]), op, value.output, shape)
+            case "cat":
+                return torch.cat([get(piece) for piece in args[0]], *args[1:])
+            case "stack":
+                return torch.stack([get(piece) for piece in args[0]], *args[1:])
+            case "scatter_view":
+                return self._scatter(op, shape)
+            case "zeros" | "zeros_like" | "new_zeros" | "zero":
+                return torch.zeros(shape, dtype=torch.float64)
+            case "ones" | "ones_like" | "new_ones":
+                return torch.ones(shape, dtype=torch.float64)
+            case "full" | "full_like" | "new_full" | "fill":
+                return get(args[-1]).expand(shape)
+            case "add" | "sub" | "rsub":
+                alpha = get(op.kwargs.get("alpha", args[2] if len(args) > 2 else 1))
+                a, b = get(args[0]), get(args[1])
+                return a + alpha * b if name == "add" else a - alpha * b if name == "sub" else b - alpha * a
+            case "neg":
+                return -get(args[0])
+            case "mul":
+                return get(args[0]) * get(args[1])
+            case "div":
+                return get(args[0]) * _inverse(get(args[1]))
+            case "addcmul":
+                factor = get(op.kwargs.get("value", 1))
+                return get(args[0]) + factor * (get(args[1]) * get(args[2]) % PRIME)
+            case "mm" | "bmm" | "mv" | "dot":
+                return _matmul(get(args[0]), get(args[1]))
+            case "addmm" | "baddbmm":
+                beta, alpha = get(op.kwargs.get("beta", 1)), get(op.kwargs.get("alpha", 1))
+                return beta * get(args[0]) + alpha * _matmul(get(args[1]), get(args[2]))
+            case "sum" | "mean":
+                return self._sum(op)
+            case "glu":
+                a, b = get(args[0]).chunk(2, args[1] if len(args) > 1 else -1)
+                return a * _table("sigmoid")[b.long()]
+        if name == "gelu" and op.kwargs.get("approximate", "none") != "none":
+            name = "gelu_tanh"
+        return _table(name)[get(args[0]).long()]
+
+    def _sum(self, op: Op) -> Tensor:
+        source = self._get(op.args[0])
+        dims = op.args[1] if len(op.args) > 1 and op.args[1] else tuple(range(source.dim()))
+        total = source.sum(dims, keepdim=bool(len(op.args) > 2 and op.args[2]))
+        count = Fraction(max(source.numel(), 1), max(total.numel(), 1))
+        return total if op.name == "sum" else total % PRIME * number(1 / count)
+
+    def _scatter(self, op: Op, shape: tuple[int, ...]) -> Tensor:
+        before, written, view, output = op.args
+        result = self.tensors.get(before, torch.zeros(shape, dtype=torch.float64)).clone()
+        if view.name in ("permute", "t", "transpose"):
+            result.permute(permutation(view)).copy_(self._get(written))
+        elif view.name in ("select", "slice", "split", "split_with_sizes", "unbind"):
+            _sliced(result, view, output, self.shape(written)).copy_(self._get(written))
+        else:
+            result.view(self.shape(written)).copy_(self._get(written))
+        return result
+
+
+def _sliced(source: Tensor, op: Op, output: int, shape: tuple[int, ...]) -> Tensor:
+    _, dim, start, step, kept = slicing(op, output)
+    if not kept:
+        return source.select(dim, start)
+    return source[(slice(None),) * dim + (slice(start, start + (shape[dim] - 1) * step + 1, step),)]
+
+
+# -- the proof ----------------------------------------------------------------------------------------------
+
+
+class Proofs:
+    """Proves matches, each distinct region once.
+
+    Args:
+        policy: "auto", "always" (no proof stands for another region), or "never".
+    """
+
+    def __init__(self, policy: str) -> None:
+        self.policy = policy
+        self.known: dict[object, str] = {}
+
+    def prove(self, match: Match, region: Region) -> str:
+        """How a match is proved: "exact", "exact, n tokens", or "not proved". Raises NoMatch."""
+        if self.policy == "never":
+            return "not proved"
+        key = region.structure()
+        if key not in self.known or self.policy == "always":
+            try:
+                self.known[key] = prove(match)
+            except NoMatch as error:
+                log.warning(
+                    "%s at %s", error.reason, source_of(match.root.op.node if match.root.op else None)
+                )
+                raise
+        return self.known[key]
+
+
+def prove(match: Match) -> str:
+    """Prove a match.
+
+    Returns:
+        ``"exact"``, or ``"exact, n tokens"`` where n tokens were run.
+
+    Raises:
+        NoMatch: the region and the formula differ, or the region cannot be run.
+    """
+    sizes, tokens = _sizes(match)
+    region = sorted(match.visited, key=lambda value: value.time)
+
+    def extent(size: Size) -> int:
+        return size if isinstance(size, int) else int(size.subs(sizes.symbols))
+
+    def length(index: Index, size: Size) -> int:
+        if not any(axis in sizes.axes for axis in index.axes):
+            return extent(size)
+        if not index.covers(size):
+            raise NoMatch("the proof does not know a size of the program with fewer tokens")
+        return math.prod(sizes.axes.get(axis, extent(axis.size)) for axis in index.axes)
+
+    def shape(value: Value) -> tuple[int, ...]:
+        index = match.visited.get(value) or leaf_index.get(value)
+        if index is None:
+            raise NoMatch(f"the proof does not know the shape of {value}")
+        return tuple(length(i, s) for i, s in zip(index, value.shape, strict=True))
+
+    leaf_index = _leaf_indices(match)
+    generator = torch.Generator().manual_seed(len(region))
+    known = {
+        leaf: torch.empty(shape(leaf), dtype=torch.float64).random_(PRIME, generator=generator)
+        for leaf in leaf_index
+    }
+    for operand in match.unification.operands.values():
+        for twin in operand.twins:
+            _share(known, operand.leaves[0].value, twin.value)
+    replay = _Replay(shape, known)
+    replay.run(value for value in region if value not in known)
+
+    def call(function: str | Callable[..., Tensor], *args: Any) -> Tensor:
+        result = (getattr(torch.Tensor, function) if isinstance(function, str) else function)(*args)
+        return result % PRIME if function in ("mul", "add") else result
+
+    builder = Builder[Tensor](
+        call,
+        lambda value: known[value],
+        lambda axis: sizes.axes.get(axis, extent(axis.size)),
+        lambda tensor, factor: tensor * number(factor) % PRIME,
+    )
+    operands = {name: builder.operand(operand) for name, operand in match.unification.operands.items()}
+    expected = builder.root(_formula(match, operands), match) % PRIME
+    found = replay.tensors[match.root]
+    if found.shape != expected.shape or not torch.equal(found, expected):
+        raise NoMatch("the proof failed: the region does not compute the pattern's formula", match.root)
+    return "exact" if tokens is None else f"exact, {tokens} tokens"
+
+
+class _Sizes:
+    """The sizes a proof runs at: of symbols, and of token axes that are reduced."""
+
+    def __init__(self, symbols: dict[sympy.Symbol, int], axes: dict[Axis, int]) -> None:
+        self.symbols = symbols
+        self.axes = axes
+
+
+def _token_axes(match: Match) -> list[Axis]:
+    """The axes that no operand contracts and no weight has."""
+    roles = match.unification.roles
+    return [axis for role in match.pattern.tokens for axis in roles[role]]
+
+
+def _sizes(match: Match) -> tuple[_Sizes, int | None]:
+    sizes = [size for value in (*match.visited, *_leaf_indices(match)) for size in value.shape]
+    symbols = sorted(
+        {symbol for size in sizes if not isinstance(size, int) for symbol in size.free_symbols}, key=str
+    )
+    values = {symbol: FEW * (i + 1) for i, symbol in enumerate(symbols)}
+    work = notation.product([match.unification.size(role) for role in match.unification.roles])
+    tokens = _token_axes(match)
+    if isinstance(work, int) and 3 * work <= BUDGET:
+        return _Sizes(values, {}), None
+    few = {axis: FEW if axis is tokens[-1] else 2 for axis in tokens}
+    reduced = {
+        axis: min(few[axis], axis.size) if isinstance(axis.size, int) else few[axis] for axis in tokens
+    }
+    return _Sizes(values, reduced), math.prod(reduced.values())
+
+
+def _leaf_indices(match: Match) -> dict[Value, tuple[Index, ...]]:
+    """An index of each tensor that the operands are made of."""
+    indices: dict[Value, tuple[Index, ...]] = {}
+
+    def add(value: Any, index: tuple[Index, ...]) -> None:
+        if isinstance(value, Value):
+            indices.setdefault(value, index)
+        else:
+            for part in value.parts:
+                add(part, index[1:])
+
+    for leaf in match.leaves:
+        add(leaf.value, leaf.index)
+    return indices
+
+
+def _share(known: dict[Value, Tensor], value: Any, twin: Any) -> None:
+    """Let a value that is computed like another one have the same tensor."""
+    if isinstance(value, Value):
+        known[twin] = known[value]
+    else:
+        for part, other in zip(value.parts, twin.parts, strict=True):
+            _share(known, part, other)
+
+
+def _formula(match: Match, operands: Mapping[str, Tensor]) -> Tensor:
+    """The pattern's formula modulo the prime, its scalars being tensors of no dimensions."""
+    pattern, unification = match.pattern, match.unification
+    given = [operands.get(name) for name in pattern.operands]
+    given += [
+        torch.tensor(float(number(unification.scalars[name])), dtype=torch.float64)
+        for name in pattern.scalars
+    ]
+    count = len(pattern.operands)
+    tape, inputs, result = record_function(
+        lambda *args: pattern.formula(*args[:count], unification.activation, *args[count:]),
+        *(None if tensor is None else tuple(tensor.shape) for tensor in given),
+    )
+    known = {i: t for i, t in zip(inputs, given, strict=True) if i is not None and t is not None}
+    replay = _Replay(lambda value: tuple(int(size) for size in value.shape), known)
+    replay.run(tape.values)
+    return replay.tensors[result]

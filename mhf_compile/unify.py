@@ -1,0 +1,325 @@
+"""Unify a term of a program with a pattern's: which leaf is which operand, which axis has which role.
+
+Leaves are tried in every order (there are few); an assignment stands if every axis occurs in just the
+operands that an axis of the pattern occurs in. Layout, order and names play no part.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+from mhf_compile import notation
+from mhf_compile.activation import same_value
+from mhf_compile.notation import Axis, Func, Index, Leaf, Size, Term
+from mhf_compile.patterns import Pattern
+from mhf_compile.tape import Value
+
+RESULT = "result"
+
+Names = Mapping[Value, str]
+_Found = tuple[Leaf, Fraction, tuple[Axis, ...]]
+"""A leaf, its coefficient, and the axes summed where it stands."""
+
+Assignment = dict[str, list[_Found]]
+"""For each operand of a pattern every leaf found in its place."""
+
+
+class NoMatch(Exception):
+    """Why a candidate is not the pattern.
+
+    ``at`` is the value that shows it; of several reasons, the one with the most ``progress`` is told.
+    """
+
+    def __init__(self, reason: str, at: Value | None = None, progress: int = 0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.at = at
+        self.progress = progress
+
+
+class Refusal(NoMatch):
+    """Why a match is left alone: it is the pattern, but leaving it out could be seen."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An operand of the op: a product of leaves (one, but for a pattern's ``product``) times a number.
+
+    ``dims`` gives for each dimension of the operand the axes it runs over, most significant first; an axis that
+    a leaf does not have is broadcast. ``twins`` are other values, computed alike, that the program used in its
+    place.
+    """
+
+    leaves: tuple[Leaf, ...]
+    dims: tuple[tuple[Axis, ...], ...]
+    coefficient: Fraction
+    twins: tuple[Leaf, ...] = ()
+
+
+@dataclass(frozen=True)
+class Unification:
+    """How a term is a pattern: its operands, the axes of the result, the sizes of the roles."""
+
+    operands: Mapping[str, Operand]
+    result: tuple[tuple[Axis, ...], ...]
+    roles: Mapping[str, tuple[Axis, ...]]
+    activation: str
+    scalars: Mapping[str, Fraction]
+
+    def size(self, role: str) -> Size:
+        """The size of a role: of all its axes together."""
+        return notation.product([axis.size for axis in self.roles[role]])
+
+
+@dataclass
+class _State:
+    """A partial unification."""
+
+    leaves: Assignment = field(default_factory=dict)
+    scalars: dict[str, Fraction] = field(default_factory=dict)
+    activation: str = ""
+
+    def copy(self) -> _State:
+        return _State(
+            {name: list(found) for name, found in self.leaves.items()}, dict(self.scalars), self.activation
+        )
+
+    def with_leaf(self, name: str, leaf: Leaf, coefficient: Fraction, bound: tuple[Axis, ...]) -> _State:
+        state = self.copy()
+        state.leaves.setdefault(name, []).append((leaf, coefficient, bound))
+        return state
+
+
+class _Unifier:
+    def __init__(self, pattern: Pattern, names: Names) -> None:
+        self.pattern = pattern
+        self.names = names
+        self.scalars = {Fraction(value): name for name, value in pattern.scalars.items()}
+
+    def name(self, leaf: Leaf) -> str:
+        assert isinstance(leaf.value, Value)
+        return self.names[leaf.value]
+
+    def sums(self, wanted: Sequence[Term], given: Sequence[Term], state: _State) -> Iterator[_State]:
+        """Each given term is one of the wanted ones; wanted terms that are left over must be optional."""
+        if not given:
+            missing = (leaf for term in wanted for leaf in notation.leaves(term.factors))
+            if all(self.name(leaf) in self.pattern.optional for leaf in missing):
+                yield state
+            return
+        for position, term in enumerate(wanted):
+            for after in self.terms(term, given[0], state):
+                yield from self.sums([*wanted[:position], *wanted[position + 1 :]], given[1:], after)
+
+    def terms(self, wanted: Term, given: Term, state: _State) -> Iterator[_State]:
+        """Functions correspond to functions, leaves to leaves; the rest goes to the product operand."""
+        functions = [f for f in given.factors if isinstance(f, Func)]
+        leaves = [f for f in given.factors if isinstance(f, Leaf)]
+        slots = [f for f in wanted.factors if isinstance(f, Leaf)]
+        product = next((s for s in slots if self.name(s) == self.pattern.product), None)
+        slots = [s for s in slots if s is not product]
+        goals = [f for f in wanted.factors if isinstance(f, Func)]
+        if (
+            len(functions) != len(goals)
+            or len(functions) + len(leaves) != len(given.factors)
+            or bool(wanted.bound) != bool(given.bound)
+        ):
+            return
+        if len(leaves) < len(slots) or (product is None and len(leaves) > len(slots)):
+            return
+        state = state.copy()
+        rest = given.coefficient
+        if wanted.coefficient in self.scalars:
+            state.scalars[self.scalars[wanted.coefficient]] = rest
+            rest = notation.ONE
+        for order in itertools.permutations(functions):
+            for chosen in itertools.permutations(leaves, len(slots)):
+                after: Iterator[_State] = iter([state])
+                for goal, function in zip(goals, order, strict=True):
+                    after = self._functions(goal, function, after)
+                for found in after:
+                    coefficient = rest
+                    for slot, leaf in zip(slots, chosen, strict=True):
+                        found = found.with_leaf(self.name(slot), leaf, coefficient, given.bound)
+                        coefficient = notation.ONE
+                    for leaf in leaves:
+                        if leaf not in chosen:
+                            found = found.with_leaf(self.pattern.product, leaf, notation.ONE, ())
+                    yield found
+
+    def _functions(self, goal: Func, function: Func, states: Iterator[_State]) -> Iterator[_State]:
+        linear = goal.name == "identity"
+        if linear != (function.name == "identity"):
+            return
+        assert isinstance(goal.argument, tuple) and isinstance(function.argument, tuple)
+        for state in states:
+            after = replace(state) if linear else replace(state, activation=function.name)
+            yield from self.sums(goal.argument, function.argument, after)
+
+
+def unify(
+    pattern: Pattern, formula: tuple[Names, tuple[Index, ...], Term], term: Term, index: tuple[Index, ...]
+) -> Unification:
+    """How a term is the pattern's formula. Raises NoMatch with the reason that goes furthest.
+
+    Args:
+        pattern: the pattern.
+        formula: its leaves' names, the index of its result, and its term.
+        term: the program's term.
+        index: the index of its entry.
+    """
+    names, _, goal = formula
+    unifier = _Unifier(pattern, names)
+    refusal = NoMatch(_shape_reason(term))
+    for state in unifier.terms(goal, term, _State()):
+        try:
+            return _Roles(pattern).assign(state, index)
+        except NoMatch as error:
+            refusal = max(refusal, error, key=lambda e: e.progress)
+    raise refusal
+
+
+def _shape_reason(term: Term) -> str:
+    """Why a term has not even the factors of a pattern."""
+    functions = [f for f in term.factors if isinstance(f, Func)]
+    if any(isinstance(f, notation.Delta) for f in term.factors):
+        return "it is only a part of a concatenation or of a buffer"
+    if not any(f.name == "identity" for f in functions):
+        return "the activation is multiplied with no second product of the same shape (no up projection)"
+    for function in functions:
+        assert isinstance(function.argument, tuple)
+        products = [t for t in function.argument if t.bound]
+        what = "up projection" if function.name == "identity" else f"argument of {function.name}"
+        if len(products) != 1:
+            made = next((_value(leaf) for leaf in notation.leaves((function,))), None)
+            found = f"the result of {made.op.name}" if made is not None and made.op else "an input"
+            found = f"a sum of {len(products)} products" if products else found
+            return f"the {what} is {found}, not one product of an input and a weight"
+        extra = len(products[0].factors) - 2
+        if extra > 0:
+            return f"the {what} has {extra} more factor(s) than an input and a weight"
+    if not term.bound:
+        return "the gated activation is not contracted"
+    return f"the factors are not those of the pattern: {term}"
+
+
+class _Roles:
+    """The axes of an assignment, by the operands they occur in."""
+
+    def __init__(self, pattern: Pattern) -> None:
+        self.pattern = pattern
+        self.occurs = {
+            axis: frozenset(n for n, dims in pattern.operands.items() if axis in " ".join(dims).split())
+            for axis in pattern.sizes
+        }
+        for axis in " ".join(pattern.result).split():
+            self.occurs[axis] |= {RESULT}
+
+    def assign(self, state: _State, index: tuple[Index, ...]) -> Unification:
+        """The operands and roles of an assignment. Raises NoMatch."""
+        operands = {name: self._operand(name, found) for name, found in _aligned(state.leaves).items()}
+        roles: dict[str, list[Axis]] = {role: [] for role in self.pattern.sizes}
+        for axis, present in _occurrences(operands, index).items():
+            roles[self._role(axis, present)].append(axis)
+        if not all(roles[role] for role in self.pattern.required):
+            raise NoMatch("the activation is scaled by a factor for each channel", progress=3)
+        roles = self.pattern.distribute(
+            roles, {name: operand.leaves[0] for name, operand in operands.items()}
+        )
+
+        def dims(layout: Sequence[str]) -> tuple[tuple[Axis, ...], ...]:
+            return tuple(tuple(axis for role in dim.split() for axis in roles[role]) for dim in layout)
+
+        return Unification(
+            {
+                name: replace(operand, dims=dims(self.pattern.operands[name]))
+                for name, operand in operands.items()
+            },
+            dims(self.pattern.result),
+            {role: tuple(axes) for role, axes in roles.items()},
+            state.activation,
+            {name: state.scalars.get(name, notation.ONE) for name in self.pattern.scalars},
+        )
+
+    def _operand(self, name: str, found: list[_Found]) -> Operand:
+        """The leaves of an operand: several for the product, else the same one wherever it stands."""
+        coefficient = math.prod((factor for _, factor, _ in found), start=notation.ONE)
+        leaves = tuple(leaf for leaf, _, _ in found)
+        twins: tuple[Leaf, ...] = ()
+        if name != self.pattern.product:
+            leaves, twins = leaves[:1], leaves[1:]
+            for twin in twins:
+                if not (twin.index == leaves[0].index and _same_tensor(twin, leaves[0])):
+                    raise NoMatch(_differing(leaves[0], twin), _value(twin), 1)
+        for leaf in leaves:
+            if len(set(leaf.axes)) != len(leaf.axes):
+                raise NoMatch(f"a diagonal of {leaf.value} is read", _value(leaf), 1)
+        return Operand(leaves, (), coefficient, twins)
+
+    def _role(self, axis: Axis, present: set[str]) -> str:
+        """The axis of the pattern that occurs in the same operands.
+
+        An optional operand may lack any axis. Keys, up-projections and values may each lack an axis of the
+        heads, being broadcast over it.
+        """
+        optional = self.pattern.optional
+        fitting = [role for role, where in self.occurs.items() if present <= where]
+        exact = [r for r in fitting if self.occurs[r] - optional == present - optional]
+        shared = [r for r in fitting if RESULT in present and self.occurs[r] - optional > present - optional]
+        if not exact and self.pattern.shared <= present:
+            exact = shared
+        if not exact:
+            where = ", ".join(sorted(present))
+            raise NoMatch(
+                f"an axis of size {axis.size} occurs in {where}, as no axis of {self.pattern.name} does",
+                progress=2,
+            )
+        return min(exact, key=lambda role: len(self.occurs[role] - present))
+
+
+def _same_tensor(a: Leaf, b: Leaf) -> bool:
+    both = isinstance(a.value, Value) and isinstance(b.value, Value)
+    return same_value(a.value, b.value) if both else a.value == b.value  # type: ignore[arg-type]
+
+
+def _differing(first: Leaf, second: Leaf) -> str:
+    a, b = _value(first), _value(second)
+    if a is not None and b is not None and a is not b and a.handle is b.handle:
+        return f"gate and up do not read the same input: {a} is written to between them"
+    return f"gate and up do not read the same input: {first} and {second}"
+
+
+def _value(leaf: Leaf) -> Value | None:
+    return leaf.value if isinstance(leaf.value, Value) else None
+
+
+def _occurrences(operands: Mapping[str, Operand], index: tuple[Index, ...]) -> dict[Axis, set[str]]:
+    """The operands that each axis occurs in; axes in the order of the result, then of the operands."""
+    present: dict[Axis, set[str]] = {axis: {RESULT} for i in index for axis in i.axes}
+    for name, operand in operands.items():
+        for leaf in operand.leaves:
+            for axis in leaf.axes:
+                present.setdefault(axis, set()).add(name)
+    return present
+
+
+def _aligned(leaves: Assignment) -> Assignment:
+    """The leaves with the axis that gate and up each sum over made one: the shared leaf has it in one place."""
+    names: dict[Axis, Index] = {}
+    for found in leaves.values():
+        (first, _, bound), *others = found
+        for leaf, _, own in others:
+            if not _same_tensor(leaf, first) or len(leaf.index) != len(first.index):
+                continue
+            for a, b in zip(first.index, leaf.index, strict=True):
+                for (stride, axis), (other_stride, other) in zip(a.digits, b.digits, strict=False):
+                    if other in own and axis in bound and stride == other_stride and axis.size == other.size:
+                        names[other] = Index.over(axis)
+    return {
+        name: [(Leaf(leaf.value, tuple(i.substitute(names) for i in leaf.index)), c, b) for leaf, c, b in found]
+        for name, found in leaves.items()
+    }
