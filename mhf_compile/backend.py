@@ -114,7 +114,9 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
             continue
         try:
             if options.refuses(found.unification.size("h"), found.unification.size("e")):
-                raise NoMatch(f"a dense SwiGLU is left to the inner compiler: flashmhf.dense is {options.dense!r}")
+                raise NoMatch(
+                    f"dense SwiGLU is left to the inner compiler: flashmhf.dense is {options.dense!r}"
+                )
             plan.append((found, regions[found], proofs.prove(found, regions[found])))
         except NoMatch as error:
             misses += _refused(found, error)
@@ -156,8 +158,9 @@ def compile_inner(module: fx.GraphModule, inputs: Sequence[Any], inner: str, kwa
             compiler = torch._TorchCompileInductorWrapper(
                 kwargs.pop("mode", None), kwargs.pop("options", None), None
             )
-            return compiler(module, inputs)
-        return torch._dynamo.lookup_backend(inner)(module, inputs, **kwargs)
+            return compiler(module, list(inputs))
+        other: Any = torch._dynamo.lookup_backend(inner)
+        return other(module, inputs, **kwargs)
 
 
 @cache

@@ -102,6 +102,7 @@ class Index:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
+        """The axes it runs over."""
         return tuple(axis for _, axis in self.digits)
 
     @property
@@ -215,7 +216,9 @@ class Tensor(Protocol):
     """What a leaf must know of its tensor: a value of the tape, or a stack of such values."""
 
     @property
-    def shape(self) -> tuple[Size, ...]: ...
+    def shape(self) -> tuple[Size, ...]:
+        """The sizes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -227,6 +230,7 @@ class Leaf:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
+        """The axes it runs over."""
         return tuple(axis for index in self.index for axis in index.axes)
 
     def __repr__(self) -> str:
@@ -242,6 +246,7 @@ class Func:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
+        """The axes it runs over."""
         if isinstance(self.argument, Leaf):
             return self.argument.axes
         return tuple(dict.fromkeys(axis for term in self.argument for axis in term.free))
@@ -260,6 +265,7 @@ class Delta:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
+        """The axes it runs over."""
         return (self.axis, *self.index.axes)
 
     def __repr__(self) -> str:
@@ -279,6 +285,7 @@ class Term:
 
     @property
     def free(self) -> tuple[Axis, ...]:
+        """The axes of its factors that it does not sum over."""
         inside = dict.fromkeys(axis for factor in self.factors for axis in factor.axes)
         return tuple(axis for axis in inside if axis not in self.bound)
 

@@ -76,6 +76,7 @@ def _view(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
 
 
 def permutation(op: Op) -> list[int]:
+    """For each dimension of the result of permute, t or transpose, the argument's."""
     rank = op.args[0].rank
     dims = list(range(rank))
     if op.name == "permute":
@@ -115,7 +116,8 @@ def slicing(op: Op, out: int) -> tuple[Value, int, int, int, bool]:
     source: Value = op.args[0]
     arguments = [*op.args[1:], *([0] if len(op.args) == 1 else [])]
     if op.name == "slice":
-        dim, start, _, step = (*op.args[1:], *(0, None, None, 1)[len(op.args) - 1 :])
+        defaults: tuple[Any, ...] = (0, None, None, 1)
+        dim, start, _, step = op.args[1:] + defaults[len(op.args) - 1 :]
         kept, start = True, 0 if start is None else start
     elif op.name == "select":
         dim, start, step, kept = arguments[0], arguments[1], 1, False
@@ -337,9 +339,10 @@ def _none(op: Op) -> list[list[Value]]:
 class Rule:
     """How an operation is read.
 
-    ``kind`` is ``move`` (entries are rearranged), ``join`` (each entry is that of one argument), ``linear``, ``contract`` (a product summed over an axis),
-    ``constant`` or ``function`` (elementwise). ``products`` gives, for each term of the result, the tensors
-    multiplied in it; a function is no polynomial of its arguments and has none.
+    ``kind`` is ``move`` (entries are rearranged), ``join`` (each entry is that of one argument), ``linear``,
+    ``contract`` (a product summed over an axis), ``constant`` or ``function`` (elementwise). ``products``
+    gives, for each term of the result, the tensors multiplied in it; a function is no polynomial of its
+    arguments and has none.
     """
 
     read: Callable[[Op, int, Indices, Reader], list[Term]]
@@ -425,6 +428,7 @@ class Reader:
         return notation.substitute(term, {axis: self.current(Index.over(axis)) for axis in self.splits})
 
     def divide(self, index: Index, size: Size) -> tuple[Index, Index]:
+        """(high, low) of an index, as ``notation.divide``, splitting axes everywhere."""
         return notation.divide(index, size, self.split)
 
     def reshape(self, index: Indices, shape: Sequence[Size], target: Sequence[Size]) -> Indices:
@@ -501,7 +505,7 @@ class Reader:
             self.visited[leaf.value] = leaf.index
 
     def expand(self, start: Leaf, step: Step) -> list[Term]:
-        """Apply rules until a step keeps every factor, as a sum of products. Raises Unreadable past the limit."""
+        """Apply rules until a step keeps every factor: a sum of products. Raises Unreadable past a limit."""
         done: list[Term] = []
         work: list[tuple[Term, tuple[tuple[Leaf, str], ...]]] = [(Term(), ((start, "start"),))]
         while work:
@@ -530,7 +534,7 @@ class Reader:
 
 
 Step = Callable[[Leaf, str], "Leaf | tuple[list[Term], str]"]
-"""Given an entry and the phase it was met in: the leaf to keep, or its terms and the phase of their entries."""
+"""Given an entry and the phase it was met in: the leaf to keep, or its terms and their entries' phase."""
 
 
 def _same_entry(terms: list[Term] | None) -> Leaf | None:
@@ -559,6 +563,7 @@ def read(value: Value, index: Indices | None = None, reader: Reader | None = Non
     Args:
         value: a value of a tape.
         index: which entry; by default a fresh axis for each dimension.
+        reader: which keeps the axes that are split; by default a new one.
 
     Returns:
         Terms whose sum is the entry; arguments of elementwise functions are terms too.

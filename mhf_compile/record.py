@@ -1,8 +1,8 @@
 """Record a Dynamo graph as a tape of ATen values.
 
-The graph is run node by node on its own fake tensors under a dispatch mode, and every ATen operation is written
-down with the node that issued it. A node that does what an earlier one did, on tensors of the same shapes,
-strides and dtypes, is not run again: the operations of the earlier one are written down for it.
+The graph is run node by node on its own fake tensors under a dispatch mode, and every ATen operation is
+written down with the node that issued it. A node that does what an earlier one did, on tensors of the same
+shapes, strides and dtypes, is not run again: the operations of the earlier one are written down for it.
 
 Nothing of the graph's world changes by recording: grad mode, autocast and functorch levels are put back, no
 guard is added, no symbol is made.
@@ -19,6 +19,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
@@ -36,6 +37,23 @@ _EXITS: dict[str, Callable[[Any], object]] = {
     "_enter_inference_mode": torch.autograd.grad_mode._exit_inference_mode,
 }
 """How to leave a context that a node of a graph enters."""
+
+
+_RESHAPES = frozenset(
+    [
+        "t_",
+        "transpose_",
+        "swapaxes_",
+        "swapdims_",
+        "squeeze_",
+        "unsqueeze_",
+        "as_strided_",
+        "resize_",
+        "resize_as_",
+        "set_",
+    ]
+)
+"""Methods that change the shape of a tensor in place."""
 
 
 class _Recorder(TorchDispatchMode):
@@ -204,8 +222,10 @@ class _Interpreter:
         self.tape = tape
         self.mode = mode
         self.recorder = _Recorder(tape)
+        self.symbolic = mode.shape_env is not None and bool(mode.shape_env.var_to_range)
         self.contexts: list[tuple[Any, Callable[[Any], object]]] = []  # entered, and how to leave them
         self.templates: dict[object, _Template | None] = {}
+        self.reuse = True
 
     def run(self, module: fx.GraphModule, inputs: Sequence[object]) -> object:
         scope = Scope(module, {node: i for i, node in enumerate(module.graph.nodes)})
@@ -214,6 +234,8 @@ class _Interpreter:
         values: dict[fx.Node, Any] = {}
         remaining = iter(inputs)
         result: object = None
+        # Dynamo's example of a tensor whose shape is changed later has that shape already.
+        self.reuse = self.reuse and _RESHAPES.isdisjoint(node.target for node in module.graph.nodes)
         for node in module.graph.nodes:
             self.recorder.enter(scope, node)
             if node.op == "placeholder":
@@ -238,29 +260,32 @@ class _Interpreter:
             return self.higher_order(node, args, kwargs)
         if not _unbacked(node.meta.get("example_value")) <= _unbacked((args, kwargs)):
             return self.opaque(node)  # running it would make symbols other than Dynamo's
+        target: Any = node.target
         if node.op == "call_module":
-            return self.execute(module.get_submodule(str(node.target)), args, kwargs)
+            return self.execute(module.get_submodule(target), args, kwargs)
+        if node.op == "call_method":
+            target = _method(target)
         given = list(_flat_tensors((args, kwargs)))
         if torch._C._functorch.get_dynamic_layer_stack_depth() or not all(map(is_plain, given)):
-            return self.execute(
-                _method(node.target) if node.op == "call_method" else node.target, args, kwargs
-            )
+            return self.execute(target, args, kwargs)
         handles = [self.tape.handle(tensor) for tensor in given]
         key = self.key(node, args, kwargs)
-        template = self.templates.get(key)
+        template = self.templates.get(key) if self.reuse else None
         if template is not None:
             return template.apply(handles, node.meta["example_value"], self.tape, self.recorder.state())
         for handle in handles:
             self.tape.read(handle)
         start = len(self.tape.values)
-        result = self.execute(_method(node.target) if node.op == "call_method" else node.target, args, kwargs)
+        result = self.execute(target, args, kwargs)
         made = self.tape.values[start:]
         self.templates[key] = _Template.of(handles, made, result, self.tape) if made else None
         return result
 
     def execute(self, target: Callable[..., Any], args: Any, kwargs: Any) -> object:
-        args, kwargs = fx.node.map_aggregate((args, kwargs), self.detached)  # type: ignore[misc, arg-type]
-        with self.mode, self.recorder:
+        args, kwargs = fx.node.map_aggregate((args, kwargs), self.detached)
+        # As in Dynamo: of symbolic sizes, some decompositions in C++ ask for numbers.
+        dispatcher = enable_python_dispatcher() if self.symbolic else contextlib.nullcontext()
+        with self.mode, self.recorder, dispatcher:
             result = target(*args, **kwargs)
         name = getattr(target, "__name__", "")
         if name in _EXITS:
@@ -270,7 +295,7 @@ class _Interpreter:
         return result
 
     def key(self, node: fx.Node, args: Any, kwargs: Any) -> object:
-        """What the operations of a node depend on: target, arguments up to the tensors' contents, and modes."""
+        """What the operations of a node depend on: target, arguments without contents, and modes."""
         first: dict[Handle, int] = {}
 
         def described(item: Any) -> object:
@@ -398,7 +423,8 @@ def _unchanged(interpreter: _Interpreter) -> Iterator[None]:
         finally:
             for context, leave in reversed(interpreter.contexts):
                 leave(context)
-            torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+            while torch._C._functorch.get_dynamic_layer_stack_depth() > depth:
+                torch._C._functorch.pop_dynamic_layer_stack()
             torch.set_autocast_cache_enabled(cache)
             torch.set_grad_enabled(grad)
             assert torch.is_inference_mode_enabled() == inference

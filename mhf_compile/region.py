@@ -134,7 +134,9 @@ class Region:
         for value in self.tape.values[root.time + 1 :]:
             alias = value.storage is root.storage and value.handle is not root.handle
             if alias and value.handle.born < root.time and value in self.tape.used:
-                raise Refusal(f"{value} shares memory with the result {root}, and one is written to later", value)
+                raise Refusal(
+                    f"{value} shares memory with the result {root}, which is written to later", value
+                )
 
     def _check_leaf(self, value: Value, root: Value) -> None:
         if not value.plain:

@@ -1,8 +1,9 @@
 """The tape: ATen operations in a functional form.
 
-An operation that writes in place gives a new value to the tensor it writes, to the tensors that one is a view
-of, and, when they are next used, to the other views of the same storage. A tape therefore has no mutation in it;
-what remains of it is :attr:`Value.expires`, the time from which the tensor of a value holds something else.
+An operation that writes in place gives a new value to the tensor it writes, to the tensors that one is a
+view of, and, when they are next used, to the other views of the same storage. A tape therefore has no
+mutation in it; what remains of it is :attr:`Value.expires`, the time from which the tensor of a value holds
+something else.
 """
 
 from __future__ import annotations
@@ -178,7 +179,25 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 
 _ONE_TO_ONE = frozenset(
-    ["view", "_unsafe_view", "_reshape_alias", "alias", "detach", "lift_fresh", "unsqueeze", "squeeze", "permute", "t", "transpose", "select", "slice", "split", "split_with_sizes", "unbind", "diagonal"]
+    [
+        "view",
+        "_unsafe_view",
+        "_reshape_alias",
+        "alias",
+        "detach",
+        "lift_fresh",
+        "unsqueeze",
+        "squeeze",
+        "permute",
+        "t",
+        "transpose",
+        "select",
+        "slice",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "diagonal",
+    ]
 )
 """Views that show no element twice, and none that their base does not show."""
 
@@ -240,9 +259,11 @@ class Tape:
         if handle.value is not None and handle.version == handle.storage.version:
             return handle.value
         if handle.view is None:
-            assert handle.tensor is not None
-            value = self.new(handle, None, 0, *describe(handle.tensor))
-            value.requires_grad = handle.version > 0 and value.dtype.is_floating_point  # written by an alias
+            old = handle.value
+            assert old is not None or handle.tensor is not None
+            meta = describe(handle.tensor) if old is None else describe_value(old)  # type: ignore[arg-type]
+            value = self.new(handle, None, 0, *meta)
+            value.requires_grad = old is not None and value.dtype.is_floating_point  # written by an alias
             return value
         base, view, output = handle.view
         op = Op(view.name, (self.read(base), *view.args[1:]), view.kwargs, view.state, replayed=True)
@@ -292,7 +313,7 @@ class Tape:
             return size_of(item) if isinstance(item, torch.SymInt) else item
 
         schema = func._schema
-        # Other libraries' operations keep their full name, and so do those that reinterpret or convert to a dtype.
+        # Other libraries' operations keep their full name, and so do those that reinterpret as a dtype.
         name = schema.name if schema.overload_name == "dtype" else schema.name.removeprefix("aten::")
         written = [
             a
@@ -369,7 +390,19 @@ def describe(tensor: torch.Tensor) -> tuple[tuple[Size, ...], torch.dtype, torch
 
 
 _CONSTANT = frozenset(
-    ["detach", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full", "new_empty"]
+    [
+        "detach",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "empty_like",
+        "rand_like",
+        "randn_like",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+    ]
 )
 """Operations that have no gradient in their argument."""
 

@@ -49,9 +49,9 @@ class Refusal(NoMatch):
 class Operand:
     """An operand of the op: a product of leaves (one, but for a pattern's ``product``) times a number.
 
-    ``dims`` gives for each dimension of the operand the axes it runs over, most significant first; an axis that
-    a leaf does not have is broadcast. ``twins`` are other values, computed alike, that the program used in its
-    place.
+    ``dims`` gives for each dimension of the operand the axes it runs over, most significant first; an axis
+    that a leaf does not have is broadcast. ``twins`` are other values, computed alike, that the program used
+    in its place.
     """
 
     leaves: tuple[Leaf, ...]
@@ -308,7 +308,7 @@ def _occurrences(operands: Mapping[str, Operand], index: tuple[Index, ...]) -> d
 
 
 def _aligned(leaves: Assignment) -> Assignment:
-    """The leaves with the axis that gate and up each sum over made one: the shared leaf has it in one place."""
+    """The leaves, with the axes that gate and up sum over made one: the shared leaf has it in one place."""
     names: dict[Axis, Index] = {}
     for found in leaves.values():
         (first, _, bound), *others = found
@@ -320,6 +320,9 @@ def _aligned(leaves: Assignment) -> Assignment:
                     if other in own and axis in bound and stride == other_stride and axis.size == other.size:
                         names[other] = Index.over(axis)
     return {
-        name: [(Leaf(leaf.value, tuple(i.substitute(names) for i in leaf.index)), c, b) for leaf, c, b in found]
+        name: [
+            (Leaf(leaf.value, tuple(index.substitute(names) for index in leaf.index)), coefficient, bound)
+            for leaf, coefficient, bound in found
+        ]
         for name, found in leaves.items()
     }

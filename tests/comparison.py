@@ -32,8 +32,8 @@ class Comparison:
         """The law: the error against float64 is at most twice eager's own.
 
         Both errors are root mean squares over a tensor; its rounding errors are independent enough that this
-        does not hang on a single entry, as a maximum would. The float64 reference itself is rounded: its sums have
-        fewer than LONGEST_SUM products, each off by half a unit in the last place at most.
+        does not hang on a single entry, as a maximum would. The float64 reference itself is rounded: its sums
+        have fewer than LONGEST_SUM products, each off by half a unit in the last place at most.
         """
         reference = LONGEST_SUM * torch.finfo(torch.float64).eps / 2
         for before, after in zip(self.eager, self.compiled, strict=True):

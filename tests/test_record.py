@@ -118,6 +118,23 @@ def test_nothing_of_the_graph_is_changed():
     )
 
 
+def test_a_shape_changed_in_place_is_not_changed_again():
+    def function(x, y):
+        x, y = x.view(2, 3), y.view(2, 3)
+        x.t_()
+        y.t_()
+        return x * 1, y * 1
+
+    def backend(module, inputs):
+        before = [n.meta["example_value"].shape for n in module.graph.nodes if n.op != "output"]
+        tape = record(module)
+        assert [n.meta["example_value"].shape for n in module.graph.nodes if n.op != "output"] == before
+        assert [v.shape for v in tape.values if v.op is not None and v.op.name == "mul"] == [(3, 2), (3, 2)]
+        return module
+
+    torch.compile(function, backend=backend, fullgraph=True)(torch.randn(6), torch.randn(6))
+
+
 # -- autocast ----------------------------------------------------------------------------------------------
 
 

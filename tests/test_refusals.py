@@ -168,7 +168,7 @@ REFUSALS = [
     (grad_switched_off_inside, "grad mode changes inside it"),
     (autocast_inside, "autocast is switched inside it"),
     (custom_function_inside, "autograd_function_apply"),
-    (hook_inside, "hook"),
+    (hook_inside, "is applied to it"),
     (vmapped_part, "functorch"),
     (checkpoint_across, "checkpoint"),
     (no_up_projection, "no up projection"),

@@ -63,7 +63,7 @@ def test_dynamic_sizes_compile_once() -> None:
         with counted_calls() as calls:
             found = compiled(x, *weights)
         assert calls == [1]
-        # One bound for both: rounding of the same sums in another order, of at most F * E + 2 D products each.
+        # Rounding of the same sums in another order: of at most F * E + 2 D products each.
         torch.testing.assert_close(found, program(x, *weights), rtol=1e-5, atol=1e-5)
         found.sum().backward()
     (report,) = mhf_compile.last_reports()

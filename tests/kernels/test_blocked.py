@@ -24,7 +24,7 @@ def test_errs_at_most_twice_as_much_as_eager(case, dtype):
 def test_small_blocks_change_nothing(case, monkeypatch):
     """Blocks that end inside batches, and inside sub-networks."""
     monkeypatch.setattr(blocked, "TOKENS", 7)
-    monkeypatch.setattr(blocked, "BLOCK", 7 * 6)
+    monkeypatch.setattr(blocked, "block_limit", lambda: 7 * 6)
     check(blocked, case, torch.float32)
     check(blocked, case, torch.bfloat16)
 
@@ -96,14 +96,15 @@ class LargestAllocation(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_no_allocation_is_larger_than_a_block_or_a_gradient(dtype):
+def test_no_allocation_is_larger_than_a_block_or_a_gradient(dtype, monkeypatch):
+    monkeypatch.setattr(blocked, "block_limit", lambda: 2**18)
     case = Case(batch=1, length=1500, heads=2, head_dim=8, out_dim=8, subnetworks=4, width=400)
     operands = case.operands(dtype)
     with LargestAllocation() as largest:
         out = blocked.forward(*operands, *case.constants)
         blocked.backward(out, *operands, *case.constants, [True] * 5 + [False] * 2)
     wide = 1500 * 2 * 4 * 400 * 4
-    assert largest.bytes <= 4 * blocked.BLOCK < wide / 8
+    assert largest.bytes <= 4 * blocked.block_limit() < wide / 8
 
 
 def test_block_sizes_keep_the_bound_and_cover_small_problems_whole():
@@ -111,6 +112,6 @@ def test_block_sizes_keep_the_bound_and_cover_small_problems_whole():
         for subnetworks in (1, 11, 100):
             for width in (1, 256, 14336, 10**6):
                 n, e, f = blocked.block_sizes(tokens, subnetworks, width)
-                assert 1 <= n * e * f <= blocked.BLOCK
+                assert 1 <= n * e * f <= blocked.block_limit()
                 assert e == 1 or f == width
     assert blocked.block_sizes(5, 3, 7) == (5, 3, 7)

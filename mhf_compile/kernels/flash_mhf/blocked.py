@@ -1,8 +1,8 @@
 """FlashMHF in plain ATen, for any device: a block of tokens against a block of weight rows at a time.
 
 In one head, up to `TOKENS` tokens meet a block of rows of k, u and v: several sub-networks, or a part of
-one where it alone is too wide. Every wide value lives in such a block of at most `BLOCK` elements: forward
-holds three at once and backward six, in float32 (in float64 for float64 operands). Beside them forward
+one where it alone is too wide. Every wide value lives in such a block of at most `BLOCK` elements a thread:
+forward holds three at once and backward six, in float32 (in float64 for float64 operands). Beside them forward
 needs nothing that grows with the problem; backward needs float32 sums of the weight gradients of one head
 where the operands are of lower precision. Operands whose batch and sequence axes cannot be viewed as one
 are copied, one head at a time.
@@ -21,13 +21,18 @@ from mhf_compile.kernels.activations import ACTIVATIONS, Activation
 OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
 
 TOKENS = 1024
-BLOCK = 2**18
+BLOCK = 2**17
+
+
+def block_limit() -> int:
+    """The most elements of a block: what a thread's cache holds, for each thread that shares the block."""
+    return BLOCK * torch.get_num_threads()
 
 
 def block_sizes(tokens: int, subnetworks: int, width: int) -> tuple[int, int, int]:
-    """Tokens, sub-networks and rows of each sub-network in a block; their product is at most `BLOCK`."""
+    """Tokens, sub-networks and rows of each sub-network in a block; their product is at most the limit."""
     block_tokens = max(1, min(tokens, TOKENS))
-    rows = BLOCK // block_tokens
+    rows = max(1, block_limit() // block_tokens)
     return block_tokens, max(1, min(subnetworks, rows // max(1, width))), max(1, min(width, rows))
 
 
