@@ -1,0 +1,22 @@
+"""The command line: `python -m mhf_compile demo`. Each command is a module with an `add_parser`."""
+
+import argparse
+from collections.abc import Sequence
+
+from mhf_compile import demo
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command that `arguments` name (default: those of the process); bad ones exit with status 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mhf_compile",
+        description="A torch.compile backend that fuses gated multi-head feed-forward networks.",
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+    demo.add_parser(commands)
+    options = parser.parse_args(arguments)
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()
