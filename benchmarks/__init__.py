@@ -1,0 +1,1 @@
+"""What the package costs and saves, measured: `python -m benchmarks` from the root of the repository."""
