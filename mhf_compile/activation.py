@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mhf_compile.notation import Factor, Func, Leaf, Term, Unreadable
-from mhf_compile.read import RULES, Reader, entry_axes
+from mhf_compile.read import Reader, entry_axes
+from mhf_compile.rules import RULES
 from mhf_compile.tape import Tape, Value
 
 _EXPONENTIAL = ("sigmoid", "exp")

@@ -28,10 +28,10 @@ from mhf_compile import notation
 from mhf_compile.build import Builder
 from mhf_compile.match import Match
 from mhf_compile.notation import Axis, Index, Size
-from mhf_compile.read import RULES, permutation, slicing
 from mhf_compile.record import record_function
 from mhf_compile.region import Region
 from mhf_compile.report import source_of
+from mhf_compile.rules import RULES, permutation, slicing
 from mhf_compile.tape import Op, Value
 from mhf_compile.unify import NoMatch
 
@@ -250,7 +250,7 @@ def prove(match: Match) -> str:
         return math.prod(sizes.axes.get(axis, extent(axis.size)) for axis in index.axes)
 
     def shape(value: Value) -> tuple[int, ...]:
-        index = match.visited.get(value) or leaf_index.get(value)
+        index = match.visited.get(value, leaf_index.get(value))
         if index is None:
             raise NoMatch(f"the proof does not know the shape of {value}")
         return tuple(length(i, s) for i, s in zip(index, value.shape, strict=True))

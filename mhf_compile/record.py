@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -26,7 +25,8 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mhf_compile.notation import Size, size_of
-from mhf_compile.tape import Handle, Op, Scope, State, Storage, Tape, Value, convert, describe, is_plain
+from mhf_compile.tape import Handle, Op, Scope, State, Tape, Value, convert, describe, is_plain
+from mhf_compile.template import Template
 
 BODIES = ("tag_activation_checkpoint", "invoke_subgraph", "wrap")
 """Higher-order operations that run a graph once, as it stands: their bodies are recorded as well."""
@@ -97,121 +97,6 @@ def _is_composite(func: OpOverload) -> bool:
     return func.namespace != "prim" and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
 
 
-# -- nodes that do what an earlier one did ------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """A value of a template: one of the node's arguments, or one of the values made before it."""
-
-    number: int
-
-
-@dataclass(frozen=True)
-class _Made:
-    """How a template makes a value: by which operation, in the storage of which slot, as a view of which."""
-
-    operation: int
-    output: int
-    meta: tuple[Any, ...]
-    storage: int | None
-    view: int | None
-
-
-@dataclass(frozen=True)
-class _Template:
-    """The operations of a node, for nodes that do the same to other tensors."""
-
-    operations: tuple[tuple[str, tuple[Any, ...], dict[str, Any]], ...]
-    made: tuple[_Made, ...]
-    results: Any
-
-    @staticmethod
-    def of(given: Sequence[Handle], made: Sequence[Value], result: object, tape: Tape) -> _Template | None:
-        """The template of a node that has just been run; None if it wrote to memory or used other tensors."""
-        handles = [*given, *(value.handle for value in made)]
-        slots = {handle: number for number, handle in reversed(list(enumerate(handles)))}
-        storages = {handle.storage: number for number, handle in reversed(list(enumerate(handles)))}
-        operations = list(dict.fromkeys(value.op for value in made))
-        values = {value for handle in given if (value := handle.value) is not None} | set(made)
-        for op in operations:
-            if (
-                op is None
-                or op.writes is not None
-                or op.replayed
-                or op.random
-                or not values.issuperset(op.inputs)
-            ):
-                return None
-        tensors_returned = result if isinstance(result, (tuple, list)) else (result,)
-        if not all(isinstance(tensor, torch.Tensor) for tensor in tensors_returned):
-            return None
-        if any(tape.handle(tensor) not in slots for tensor in tensors_returned):
-            return None
-
-        def slot(item: Any) -> Any:
-            return _Slot(slots[item.handle]) if isinstance(item, Value) else item
-
-        numbers = {op: number for number, op in enumerate(operations)}
-        entries = []
-        for number, value in enumerate(made, start=len(given)):
-            storage = storages[value.storage]
-            view = value.handle.view
-            entries.append(
-                _Made(
-                    numbers[value.op],
-                    value.output,
-                    (value.shape, value.dtype, value.device, value.plain),
-                    storage if storage < number else None,
-                    None if view is None else slots[view[0]],
-                )
-            )
-        recipes = tuple((op.name, convert(op.args, slot), op.kwargs) for op in operations if op is not None)
-        returned = convert(result, lambda tensor: _Slot(slots[tape.handle(tensor)]))
-        return _Template(recipes, tuple(entries), returned)
-
-    def apply(self, given: Sequence[Handle], example: object, tape: Tape, state: State) -> object:
-        """Write the operations down for other arguments.
-
-        Args:
-            given: the handles of the arguments.
-            example: a result like the one that running would give, its tensors unknown to the tape.
-            tape: where to.
-            state: the node and the modes.
-
-        Returns:
-            The example, or where an argument itself was returned, that one.
-        """
-        handles = list(given)
-        values = [tape.read(handle) for handle in handles]
-        operations: list[Op] = []
-
-        def fill(item: Any) -> Any:
-            return values[item.number] if isinstance(item, _Slot) else item
-
-        for made in self.made:
-            if made.operation == len(operations):
-                name, args, kwargs = self.operations[made.operation]
-                operations.append(Op(name, convert(args, fill), kwargs, state))
-            op = operations[made.operation]
-            storage = Storage() if made.storage is None else handles[made.storage].storage
-            handle = Handle(
-                storage, view=None if made.view is None else (handles[made.view], op, made.output)
-            )
-            handles.append(handle)
-            values.append(tape.new(handle, op, made.output, *made.meta))
-
-        def returned(slot: Any, tensor: Any) -> Any:
-            if isinstance(slot, tuple):
-                return tuple(returned(s, t) for s, t in zip(slot, tensor, strict=True))
-            handle = handles[slot.number]
-            if handle.tensor is None:
-                tape.adopt(tensor, handle)
-            return handle.tensor
-
-        return returned(self.results, example)
-
-
 # -- running a graph ----------------------------------------------------------------------------------------
 
 
@@ -224,7 +109,7 @@ class _Interpreter:
         self.recorder = _Recorder(tape)
         self.symbolic = mode.shape_env is not None and bool(mode.shape_env.var_to_range)
         self.contexts: list[tuple[Any, Callable[[Any], object]]] = []  # entered, and how to leave them
-        self.templates: dict[object, _Template | None] = {}
+        self.templates: dict[object, Template | None] = {}
         self.reuse = True
 
     def run(self, module: fx.GraphModule, inputs: Sequence[object]) -> object:
@@ -278,7 +163,7 @@ class _Interpreter:
         start = len(self.tape.values)
         result = self.execute(target, args, kwargs)
         made = self.tape.values[start:]
-        self.templates[key] = _Template.of(handles, made, result, self.tape) if made else None
+        self.templates[key] = Template.of(handles, made, result, self.tape) if made else None
         return result
 
     def execute(self, target: Callable[..., Any], args: Any, kwargs: Any) -> object:

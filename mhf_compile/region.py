@@ -14,8 +14,8 @@ import torch
 from mhf_compile import notation
 from mhf_compile.fold import Stacked
 from mhf_compile.match import Match
-from mhf_compile.read import RULES
 from mhf_compile.report import source_of
+from mhf_compile.rules import RULES
 from mhf_compile.tape import Op, Tape, Value, convert
 from mhf_compile.unify import Refusal
 

@@ -128,7 +128,8 @@ def module_of(node: fx.Node | None) -> str:
     if not stack:
         return ""
     path = str(list(stack.values())[-1][0])
-    for old, new in (("L['self']", ""), ("._modules['", "."), ("']", ""), ("[", "."), ("]", ""), ("'", "")):
+    path = path.removeprefix("L['self']").removeprefix("L['").removeprefix("G['")  # a local, a global
+    for old, new in (("._modules['", "."), ("']", ""), ("[", "."), ("]", ""), ("'", "")):
         path = path.replace(old, new)
     return path.strip(".")
 

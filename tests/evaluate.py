@@ -33,6 +33,10 @@ class Unknown(Exception):
     """The tape does not say what a tensor holds."""
 
 
+class Unknown(Exception):
+    """The tape does not say what a tensor holds."""
+
+
 def operator(name: str) -> Callable[..., Tensor]:
     namespace, _, short = name.rpartition("::")
     return getattr(getattr(torch.ops, namespace or "aten"), short)
@@ -48,6 +52,9 @@ def replay(tape: Tape, given: Mapping[Value, Tensor]) -> dict[Value, Tensor]:
 
 
 def _run(op: Op, value: Value, tensors: Mapping[Value, Tensor]) -> Tensor:
+    if op.name == "unknown":
+        raise Unknown(op)
+
     if op.name == "unknown":
         raise Unknown(op)
 

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from mhf_compile.fold import fold
 from mhf_compile.notation import Unreadable, leaves, product
-from mhf_compile.read import FACTOR_LIMIT, RULES, TERM_LIMIT, read
+from mhf_compile.read import FACTOR_LIMIT, TERM_LIMIT, read
 from mhf_compile.record import record_function
+from mhf_compile.rules import RULES
 
 from .evaluate import Program, Unknown, check, program
 
