@@ -150,17 +150,16 @@ def same_entry(reader: Reader, a: Leaf, b: Leaf) -> bool:
 
 
 def same_value(a: Value, b: Value, depth: int = 6) -> bool:
-    """Whether two values are computed alike from the same values."""
+    """Whether two values are computed alike from the same values, and followed alike by autograd."""
     if a is b:
         return True
     if a.op is None or b.op is None or depth == 0 or a.op.name not in RULES:
         return False
-    return (a.op.name, a.output, a.shape, a.dtype) == (
-        b.op.name,
-        b.output,
-        b.shape,
-        b.dtype,
-    ) and _same_arguments((a.op.args, a.op.kwargs), (b.op.args, b.op.kwargs), depth - 1)
+    if a.op.random or (a.op.name, a.output) != (b.op.name, b.output):
+        return False
+    if (a.shape, a.dtype, a.requires_grad) != (b.shape, b.dtype, b.requires_grad):
+        return False
+    return _same_arguments((a.op.args, a.op.kwargs), (b.op.args, b.op.kwargs), depth - 1)
 
 
 def _same_arguments(a: object, b: object, depth: int) -> bool:

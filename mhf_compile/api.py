@@ -35,7 +35,10 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
         reports.append(analyse(module, parse({PREFIX + "strict": True})[0]))
         return module
 
-    torch.compile(model, backend=collect)(*args, **kwargs)
+    # A module that was compiled in place would run what it was compiled to.
+    compiled_in_place = getattr(model, "_compiled_call_impl", None) is not None
+    program = model._call_impl if compiled_in_place else model  # type: ignore[attr-defined]
+    torch.compile(program, backend=collect)(*args, **kwargs)
     return Report(
         tuple(rewrite for report in reports for rewrite in report.rewrites),
         tuple(miss for report in reports for miss in report.misses),

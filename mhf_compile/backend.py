@@ -23,7 +23,7 @@ from mhf_compile.prove import Proofs
 from mhf_compile.record import record
 from mhf_compile.region import Region
 from mhf_compile.report import Miss, Report, Rewrite, module_of, source_of
-from mhf_compile.rewrite import Surgeon, describe
+from mhf_compile.surgery import Surgeon, describe
 from mhf_compile.unify import NoMatch
 
 log = logging.getLogger(__name__)

@@ -92,7 +92,7 @@ def _score(leaf: Leaf, reader: Reader) -> list[Term]:
     for operand in (leaf for term in terms for leaf in notation.leaves(term.factors)):
         if isinstance(operand.value, Value) and operand.value.op is not None and operand.value.op.random:
             raise NoMatch(f"dropout or other randomness is inside ({operand.value.op.name})", operand.value)
-    return terms
+    return [reader.resolve(term) for term in fold(terms, reader.splits)]
 
 
 def _counted(term: Term) -> Term:

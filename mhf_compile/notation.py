@@ -55,7 +55,7 @@ def at_most(a: Size, b: Size) -> bool:
     """Whether ``a <= b`` for every value of the symbols."""
     if isinstance(a, int) and isinstance(b, int):
         return a <= b
-    return bool(sympy.expand(sympy.sympify(b) - a).is_nonnegative)
+    return bool(sympy.factor(sympy.sympify(b) - a).is_nonnegative)
 
 
 def product(sizes: Sequence[Size]) -> Size:

@@ -180,7 +180,8 @@ class _Replay:
 
     def _scatter(self, op: Op, shape: tuple[int, ...]) -> Tensor:
         before, written, view, output = op.args
-        result = self.tensors.get(before, torch.zeros(shape, dtype=torch.float64)).clone()
+        unread = torch.empty(shape, dtype=torch.float64).random_(PRIME)
+        result = self.tensors.get(before, unread).clone()
         if view.name in ("permute", "t", "transpose"):
             result.permute(permutation(view)).copy_(self._get(written))
         elif view.name in ("select", "slice", "split", "split_with_sizes", "unbind"):
@@ -218,7 +219,7 @@ class Proofs:
         key = region.structure()
         if key not in self.known or self.policy == "always":
             try:
-                self.known[key] = prove(match)
+                self.known[key] = prove(match, region.tape.hints)
             except NoMatch as error:
                 log.warning(
                     "%s at %s", error.reason, source_of(match.root.op.node if match.root.op else None)
@@ -227,8 +228,12 @@ class Proofs:
         return self.known[key]
 
 
-def prove(match: Match) -> str:
+def prove(match: Match, hints: Mapping[sympy.Symbol, int]) -> str:
     """Prove a match.
+
+    Args:
+        match: the match.
+        hints: a value of each symbolic size that satisfies every guard.
 
     Returns:
         ``"exact"``, or ``"exact, n tokens"`` where n tokens were run.
@@ -236,18 +241,18 @@ def prove(match: Match) -> str:
     Raises:
         NoMatch: the region and the formula differ, or the region cannot be run.
     """
-    sizes, tokens = _sizes(match)
+    sizes, tokens = _sizes(match, hints)
     region = sorted(match.visited, key=lambda value: value.time)
 
     def extent(size: Size) -> int:
-        return size if isinstance(size, int) else int(size.subs(sizes.symbols))
+        return _extent(size, hints)
 
     def length(index: Index, size: Size) -> int:
-        if not any(axis in sizes.axes for axis in index.axes):
+        if not any(axis in sizes for axis in index.axes):
             return extent(size)
         if not index.covers(size):
             raise NoMatch("the proof does not know a size of the program with fewer tokens")
-        return math.prod(sizes.axes.get(axis, extent(axis.size)) for axis in index.axes)
+        return math.prod(sizes.get(axis, extent(axis.size)) for axis in index.axes)
 
     def shape(value: Value) -> tuple[int, ...]:
         index = match.visited.get(value, leaf_index.get(value))
@@ -274,7 +279,7 @@ def prove(match: Match) -> str:
     builder = Builder[Tensor](
         call,
         lambda value: known[value],
-        lambda axis: sizes.axes.get(axis, extent(axis.size)),
+        lambda axis: sizes.get(axis, extent(axis.size)),
         lambda tensor, factor: tensor * number(factor) % PRIME,
     )
     operands = {name: builder.operand(operand) for name, operand in match.unification.operands.items()}
@@ -285,35 +290,31 @@ def prove(match: Match) -> str:
     return "exact" if tokens is None else f"exact, {tokens} tokens"
 
 
-class _Sizes:
-    """The sizes a proof runs at: of symbols, and of token axes that are reduced."""
-
-    def __init__(self, symbols: dict[sympy.Symbol, int], axes: dict[Axis, int]) -> None:
-        self.symbols = symbols
-        self.axes = axes
-
-
-def _token_axes(match: Match) -> list[Axis]:
-    """The axes that no operand contracts and no weight has."""
+def _sizes(match: Match, hints: Mapping[sympy.Symbol, int]) -> tuple[dict[Axis, int], int | None]:
+    """The sizes of token axes that a proof runs at instead of their own, and the number of tokens then."""
     roles = match.unification.roles
-    return [axis for role in match.pattern.tokens for axis in roles[role]]
-
-
-def _sizes(match: Match) -> tuple[_Sizes, int | None]:
-    sizes = [size for value in (*match.visited, *_leaf_indices(match)) for size in value.shape]
-    symbols = sorted(
-        {symbol for size in sizes if not isinstance(size, int) for symbol in size.free_symbols}, key=str
+    tokens = [axis for role in match.pattern.tokens for axis in roles[role]]
+    contractions = [v for v in match.visited if v.op is not None and RULES[v.op.name].kind == "contract"]
+    work = sum(
+        _extent(notation.product((*v.shape, v.op.inputs[-1].shape[-1])), hints) for v in contractions if v.op
     )
-    values = {symbol: FEW * (i + 1) for i, symbol in enumerate(symbols)}
-    work = notation.product([match.unification.size(role) for role in match.unification.roles])
-    tokens = _token_axes(match)
-    if isinstance(work, int) and 3 * work <= BUDGET:
-        return _Sizes(values, {}), None
-    few = {axis: FEW if axis is tokens[-1] else 2 for axis in tokens}
-    reduced = {
-        axis: min(few[axis], axis.size) if isinstance(axis.size, int) else few[axis] for axis in tokens
+    if work <= BUDGET and all(isinstance(axis.size, int) for axis in tokens):
+        return {}, None
+    # Where a part of an axis is read, its size is in the program's slices.
+    parts = {
+        axis
+        for value, index in (*match.visited.items(), *_leaf_indices(match).items())
+        for i, size in zip(index, value.shape, strict=True)
+        if not i.covers(size)
+        for axis in i.axes
     }
-    return _Sizes(values, reduced), math.prod(reduced.values())
+    few = {axis: FEW if axis is tokens[-1] else 2 for axis in tokens if axis not in parts}
+    reduced = {axis: min(size, _extent(axis.size, hints)) for axis, size in few.items()}
+    return reduced, math.prod(reduced.get(axis, _extent(axis.size, hints)) for axis in tokens)
+
+
+def _extent(size: Size, hints: Mapping[sympy.Symbol, int]) -> int:
+    return size if isinstance(size, int) else int(size.subs(hints))
 
 
 def _leaf_indices(match: Match) -> dict[Value, tuple[Index, ...]]:

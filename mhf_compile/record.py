@@ -156,7 +156,7 @@ class _Interpreter:
         handles = [self.tape.handle(tensor) for tensor in given]
         key = self.key(node, args, kwargs)
         template = self.templates.get(key) if self.reuse else None
-        if template is not None:
+        if template is not None and "example_value" in node.meta:
             return template.apply(handles, node.meta["example_value"], self.tape, self.recorder.state())
         for handle in handles:
             self.tape.read(handle)
@@ -338,6 +338,8 @@ def record(module: fx.GraphModule) -> Tape:
     if mode is None:
         return tape
     interpreter = _Interpreter(tape, mode)
+    if mode.shape_env is not None:
+        tape.hints = {symbol: int(hint) for symbol, hint in mode.shape_env.backed_var_to_val.items()}
     with _unchanged(interpreter):
         inputs = [
             interpreter.fake(n.meta.get("example_value")) for n in module.graph.nodes if n.op == "placeholder"

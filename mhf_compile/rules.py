@@ -245,6 +245,8 @@ def _scatter_view(op: Op, out: int, index: Indices, reader: Reader) -> list[Term
         raise Unreadable(f"a write through {view.name}")
     _, dim, start, step, kept = slicing(view, output)
     size = written.shape[dim] if kept else 1
+    if kept and start == 0 and step == 1 and size == before.shape[dim]:
+        return [Term(factors=(Leaf(written, index),))]
     if size == 0:
         return [Term(factors=(Leaf(before, index),))]
     if step != 1 or not isinstance(size, int) or start % size:

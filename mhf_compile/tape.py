@@ -15,6 +15,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 from torch._ops import OpOverload
@@ -208,6 +209,7 @@ class Tape:
     def __init__(self) -> None:
         self.values: list[Value] = []
         self.scopes: list[Scope] = []
+        self.hints: dict[sympy.Symbol, int] = {}  # a value of each symbol that satisfies every guard
         self._handles: dict[int, Handle] = {}
         self._storages: dict[int, Storage] = {}
 

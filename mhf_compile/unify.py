@@ -223,10 +223,10 @@ class _Roles:
         """The operands and roles of an assignment. Raises NoMatch."""
         operands = {name: self._operand(name, found) for name, found in _aligned(state.leaves).items()}
         roles: dict[str, list[Axis]] = {role: [] for role in self.pattern.sizes}
-        for axis, present in _occurrences(operands, index).items():
-            roles[self._role(axis, present)].append(axis)
+        for placed, (axis, present) in enumerate(_occurrences(operands, index).items()):
+            roles[self._role(axis, present, placed)].append(axis)
         if not all(roles[role] for role in self.pattern.required):
-            raise NoMatch("the activation is scaled by a factor for each channel", progress=3)
+            raise NoMatch("the activation is scaled by a factor for each channel", progress=1000)
         roles = self.pattern.distribute(
             roles, {name: operand.leaves[0] for name, operand in operands.items()}
         )
@@ -260,7 +260,7 @@ class _Roles:
                 raise NoMatch(f"a diagonal of {leaf.value} is read", _value(leaf), 1)
         return Operand(leaves, (), coefficient, twins)
 
-    def _role(self, axis: Axis, present: set[str]) -> str:
+    def _role(self, axis: Axis, present: set[str], placed: int) -> str:
         """The axis of the pattern that occurs in the same operands.
 
         An optional operand may lack any axis. Keys, up-projections and values may each lack an axis of the
@@ -276,7 +276,7 @@ class _Roles:
             where = ", ".join(sorted(present))
             raise NoMatch(
                 f"an axis of size {axis.size} occurs in {where}, as no axis of {self.pattern.name} does",
-                progress=2,
+                progress=2 + placed,
             )
         return min(exact, key=lambda role: len(self.occurs[role] - present))
 

@@ -29,14 +29,6 @@ class Unknown(Exception):
     """The tape does not say what a tensor holds."""
 
 
-class Unknown(Exception):
-    """The tape does not say what a tensor holds."""
-
-
-class Unknown(Exception):
-    """The tape does not say what a tensor holds."""
-
-
 def operator(name: str) -> Callable[..., Tensor]:
     namespace, _, short = name.rpartition("::")
     return getattr(getattr(torch.ops, namespace or "aten"), short)

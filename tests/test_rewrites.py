@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import linear, silu
 
 import mhf_compile
 from tests.comparison import compare, counted_calls
@@ -100,3 +103,91 @@ def test_grouped_heads_are_reported() -> None:
     found = compare(spelling.program, spelling.tensors(), options={"flashmhf.inner": "eager"})
     (rewrite,) = found.reports[0].rewrites
     assert (rewrite.heads, rewrite.kv_heads) == (2 * H, H)
+
+
+def scores(q: Tensor, k: Tensor) -> Tensor:
+    return torch.einsum("bthd,hfd->bthf", q, k)
+
+
+def down(hidden: Tensor, v: Tensor) -> Tensor:
+    return torch.einsum("bthf,hfo->btho", hidden, v)
+
+
+def twin_without_gradient(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """Gate and up read values that are equal, but only one of them has a gradient."""
+    a = q.sigmoid()
+    with torch.no_grad():
+        b = q.sigmoid()
+    return down(silu(scores(a, k)) * scores(b, u), v)
+
+
+def gate_without_gradient(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    a = q * 2
+    with torch.no_grad():
+        b = q * 2
+    return down(silu(scores(b, k)) * scores(a, u), v)
+
+
+def sigmoid_without_gradient(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    gate = scores(q, k)
+    with torch.no_grad():
+        twin = scores(q, k)
+    return down(gate * torch.sigmoid(twin) * scores(q, u), v)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [twin_without_gradient, gate_without_gradient, sigmoid_without_gradient],
+    ids=lambda p: p.__name__,
+)
+def test_equal_values_with_other_gradients_are_not_the_same(program: Callable[..., Tensor]) -> None:
+    tensors = Spelling(program, "q k1 u1 v1").tensors(torch.float64)
+    found = compare(program, tensors, options={"flashmhf.inner": "aot_eager"})
+    assert found.rewrites == 0
+    found.check_error()
+
+
+def stacked_scores(x: Tensor, heads: Tensor) -> Tensor:
+    """Linears of each head, stacked before the activation."""
+    gates, ups, downs = heads.unbind(0)[:H], heads.unbind(0)[H : 2 * H], heads[2 * H :]
+    parts = x.chunk(H, -1)
+    gate = torch.stack([linear(q, w) for q, w in zip(parts, gates, strict=True)], 2)
+    up = torch.stack([linear(q, w) for q, w in zip(parts, ups, strict=True)], 2)
+    return down(silu(gate) * up, downs)
+
+
+def test_heads_stacked_before_the_activation() -> None:
+    tensors = Spelling(stacked_scores, "x heads").tensors()
+    found = compare(stacked_scores, tensors, options={"flashmhf.inner": "aot_eager"})
+    assert found.rewrites == 1
+    found.check_error()
+
+
+@pytest.mark.parametrize(
+    "name", ["one_einsum", "float32_inside", "buffered_heads", "double_loop", "checkpointed"]
+)
+def test_marked_dynamic(name: str) -> None:
+    torch._dynamo.reset()
+    spelling = BY_NAME[name]
+    tensors = spelling.tensors()
+    for argument, tensor in zip(spelling.arguments.split(), tensors, strict=True):
+        if argument in ("x", "q", "r"):
+            torch._dynamo.mark_dynamic(tensor, 0)
+            torch._dynamo.mark_dynamic(tensor, 1)
+    options = {"flashmhf.strict": True, "flashmhf.inner": "aot_eager"}
+    torch.compile(spelling.program, backend="flashmhf", options=options)(*tensors)
+    assert [len(report.rewrites) for report in mhf_compile.last_reports()] == [1]
+
+
+def test_symbolic_widths() -> None:
+    """Sizes of the weights that Dynamo keeps symbolic, and that divide one another."""
+    torch._dynamo.reset()
+
+    def program(x: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        q = x.view(x.shape[0], x.shape[1], H, x.shape[2] // H)
+        return down(silu(scores(q, k)) * scores(q, u), v)
+
+    tensors = Spelling(program, "x k1 u1 v1").tensors()
+    options = {"flashmhf.strict": True, "flashmhf.inner": "aot_eager"}
+    found = torch.compile(program, backend="flashmhf", dynamic=True, options=options)(*tensors)
+    torch.testing.assert_close(found, program(*tensors), rtol=1e-5, atol=1e-5)
