@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import fx
+from torch._C._dynamo.eval_frame import reset_code
+from torch._dynamo.convert_frame import register_bytecode_hook
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -30,6 +33,7 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
         One report over all graphs of the model.
     """
     reports: list[Report] = []
+    codes: set[CodeType] = set()
 
     def collect(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         reports.append(analyse(module, parse({PREFIX + "strict": True})[0]))
@@ -38,7 +42,13 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
     # A module that was compiled in place would run what it was compiled to.
     compiled_in_place = getattr(model, "_compiled_call_impl", None) is not None
     program = model._call_impl if compiled_in_place else model  # type: ignore[attr-defined]
-    torch.compile(program, backend=collect)(*args, **kwargs)
+    watch = register_bytecode_hook(lambda code, compiled: codes.add(code))
+    try:
+        torch.compile(program, backend=collect)(*args, **kwargs)
+    finally:
+        watch.remove()
+        for code in codes:  # what was compiled here is not to count against the limit of recompiles
+            reset_code(code)
     return Report(
         tuple(rewrite for report in reports for rewrite in report.rewrites),
         tuple(miss for report in reports for miss in report.misses),

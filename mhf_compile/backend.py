@@ -16,6 +16,7 @@ from torch import fx
 from torch._logging._internal import trace_structured_artifact
 
 import mhf_compile.kernels.ops  # noqa: F401  (registers the ops that the rewritten graphs call)
+from mhf_compile import notation
 from mhf_compile.errors import NotRewritten
 from mhf_compile.match import Match, Unmatched, find
 from mhf_compile.options import Options, parse
@@ -24,7 +25,7 @@ from mhf_compile.record import record
 from mhf_compile.region import Region
 from mhf_compile.report import Miss, Report, Rewrite, module_of, source_of
 from mhf_compile.surgery import Surgeon, describe
-from mhf_compile.unify import NoMatch
+from mhf_compile.unify import NoMatch, Refusal
 
 log = logging.getLogger(__name__)
 
@@ -100,32 +101,30 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
     """Record, find, check, prove; then, when nothing can fail any more, rewrite."""
     tape = record(module)
     proofs = Proofs(options.prove)
-    regions: dict[Match, Region] = {}
+    accepted: dict[Match, tuple[Region, str]] = {}
 
     def accept(match: Match) -> None:
-        regions[match] = Region(tape, match)
-        regions[match].check()
+        size = match.unification.size
+        if options.refuses(heads=notation.times(size("h"), size("g")), subnetworks=size("e")):
+            raise Refusal(f"dense SwiGLU is left to the inner compiler: flashmhf.dense is {options.dense!r}")
+        region = Region(tape, match)
+        region.check()
+        accepted[match] = region, proofs.prove(match, region)
 
-    plan: list[tuple[Match, Region, str]] = []
+    plan: list[Match] = []
     misses: list[Miss] = []
     for found in find(tape, accept):
-        if isinstance(found, Unmatched):
+        if isinstance(found, Match):
+            plan.append(found)
+        else:
             misses.append(_miss(found))
-            continue
-        try:
-            if options.refuses(found.unification.size("h"), found.unification.size("e")):
-                raise NoMatch(
-                    f"dense SwiGLU is left to the inner compiler: flashmhf.dense is {options.dense!r}"
-                )
-            plan.append((found, regions[found], proofs.prove(found, regions[found])))
-        except NoMatch as error:
-            misses += _refused(found, error)
     rewrites: list[Rewrite] = []
     if plan:
         graphs = [(scope.module, copy.deepcopy(scope.module.graph)) for scope in tape.scopes]
         surgeon = Surgeon(module, tape)
         try:
-            for match, region, proof in plan:
+            for match in plan:
+                region, proof = accepted[match]
                 try:
                     surgeon.replace(match, region)
                     rewrites.append(describe(match, region, proof))

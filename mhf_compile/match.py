@@ -7,10 +7,14 @@ form. The largest value that unifies is the root of a match.
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+
+import sympy
 
 from mhf_compile import notation
 from mhf_compile.activation import Activations
@@ -41,6 +45,8 @@ class Match:
     addends: tuple[Term, ...]
     term: Term
     visited: Mapping[Value, tuple[Index, ...]]
+    hints: Mapping[sympy.Symbol, int]
+    """A value of each symbolic size that satisfies every guard."""
 
     @property
     def equation(self) -> str:
@@ -87,27 +93,38 @@ def find(tape: Tape, accept: Callable[[Match], None] = lambda match: None) -> li
     """
     found: list[Match | Unmatched] = []
     for pattern in PATTERNS:
-        search = _Search(tape, pattern)
-        found.extend(search.run(accept))
+        activations = Activations(tape, pattern.activations)
+        settled: list[Match] = []
+        while True:  # the root of a match is an operand of what follows
+            results = list(_Search(tape, pattern, activations, settled).run(accept))
+            matches = [result for result in results if isinstance(result, Match)]
+            settled += matches
+            if not matches or len(matches) == len(results):
+                break
+        found += [*settled, *(result for result in results if isinstance(result, Unmatched))]
     return sorted(
         found, key=lambda f: min(a.time for a in f.anchors) if isinstance(f, Match) else f.anchor.time
     )
 
 
 class _Search:
-    """The search for one pattern on one tape."""
+    """The search for one pattern on one tape, beside matches that are settled."""
 
-    def __init__(self, tape: Tape, pattern: Pattern) -> None:
+    def __init__(
+        self, tape: Tape, pattern: Pattern, activations: Activations, settled: Sequence[Match] = ()
+    ) -> None:
         self.tape = tape
         self.pattern = pattern
-        self.activations = Activations(tape, pattern.activations)
-        self.anchors = self.activations.anchors
+        self.activations = activations
+        done = {anchor for match in settled for anchor in match.anchors}
+        roots = {match.root for match in settled}
+        self.anchors = [anchor for anchor in activations.anchors if anchor not in done]
         self.carried: dict[Value, frozenset[Value]] = {anchor: frozenset({anchor}) for anchor in self.anchors}
         self.depth: dict[Value, int] = dict.fromkeys(self.anchors, 0)
         self.reasons: dict[Value, tuple[str, Value]] = {}
         reader = Reader()
         for value in tape.values:
-            if value not in self.anchors and value.op is not None:
+            if value not in self.carried and value not in roots and value.op is not None:
                 self._carry(reader, value, value.op)
 
     # -- candidates
@@ -174,7 +191,7 @@ class _Search:
                     log.debug("%s is no %s: %s", root, self.pattern.name, error)
                     for anchor in self.carried[root]:
                         refusals.setdefault(anchor, []).append(error)
-            if value.op is not None and value not in self.anchors:
+            if value.op is not None and value not in self.activations.anchors:
                 pending += sorted((v for v in value.op.inputs if v in self.carried), key=lambda v: v.time)
         for anchor in self.anchors:
             if anchor not in matched:
@@ -202,11 +219,11 @@ class _Search:
         """The smallest value with a node of which a value is a rearrangement."""
         root = value if self._has_node(value) else None
         reader = Reader()
-        while value not in self.anchors and value.op is not None:
+        while value not in self.activations.anchors and value.op is not None:
             rule = reader.rule(value)
-            if rule is None or rule.kind != "move":
+            if rule is None or rule.kind != "move" or rule.products is None:
                 break
-            value = next(v for v in value.op.inputs if v in self.carried)
+            value = next(v for v in itertools.chain(*rule.products(value.op)) if v in self.carried)
             root = value if self._has_node(value) else root
         return root
 
@@ -227,9 +244,15 @@ class _Search:
 
         def fitness(value: Value) -> int:
             """Whether a value's tensor is at hand where the root is made, or at least was before."""
-            return (value.node_at(scope, root.time) is not None) + bool(value.handle.nodes_in(scope))
+            at_hand = value.node_at(scope, root.time) is not None
+            lasts = value.expires == math.inf or not root.requires_grad  # until the backward, which reads it
+            return at_hand + (at_hand and lasts) + bool(value.handle.nodes_in(scope))
 
-        reader = Reader(fitness)
+        grad = root.op.state.grad_enabled
+        for anchor in self.carried[root]:
+            if anchor.op is not None and anchor.op.state.grad_enabled != grad:
+                raise Refusal("grad mode changes inside it", anchor)
+        reader = Reader(fitness, grad)
         index, terms = normal_form(root, self.activations, self.carried, reader)
         gated = [t for t in terms if any(isinstance(f, Func) for f in t.factors)]
         if len(gated) != 1:
@@ -243,7 +266,16 @@ class _Search:
         unification = unify(self.pattern, normal_pattern(self.pattern), gated[0], index)
         visited = {value: tuple(reader.current(i) for i in at) for value, at in reader.visited.items()}
         return Match(
-            self.pattern, scope, root, index, self.carried[root], unification, addends, gated[0], visited
+            self.pattern,
+            scope,
+            root,
+            index,
+            self.carried[root],
+            unification,
+            addends,
+            gated[0],
+            visited,
+            self.tape.hints,
         )
 
 
@@ -271,7 +303,7 @@ def normal_pattern(pattern: Pattern) -> tuple[Mapping[Value, str], tuple[Index, 
         lambda *operands: pattern.formula(*operands, activation, *pattern.scalars.values()), *shapes
     )
     activations = Activations(tape, pattern.activations)
-    search = _Search(tape, pattern)
+    search = _Search(tape, pattern, activations)
     index, terms = normal_form(result, activations, search.carried, Reader())
     (term,) = terms
     names = {value: name for value, name in zip(values, pattern.operands, strict=True) if value is not None}

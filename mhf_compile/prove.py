@@ -33,7 +33,7 @@ from mhf_compile.region import Region
 from mhf_compile.report import source_of
 from mhf_compile.rules import RULES, permutation, slicing
 from mhf_compile.tape import Op, Value
-from mhf_compile.unify import NoMatch
+from mhf_compile.unify import Refusal
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class _Replay:
             return self.tensors[argument]
         if isinstance(argument, (int, float)):
             return torch.tensor(float(number(Fraction(argument))), dtype=torch.float64)
-        raise NoMatch(f"the proof cannot take {argument}")
+        raise Refusal(f"the proof cannot take {argument}")
 
     def _compute(self, op: Op, value: Value) -> Tensor:
         get, args, name, shape = self._get, op.args, op.name, self.shape(value)
@@ -201,6 +201,10 @@ def _sliced(source: Tensor, op: Op, output: int, shape: tuple[int, ...]) -> Tens
 # -- the proof ----------------------------------------------------------------------------------------------
 
 
+class ProofFailed(Refusal):
+    """A match does not compute the pattern's formula: a rule is wrong."""
+
+
 class Proofs:
     """Proves matches, each distinct region once.
 
@@ -213,14 +217,14 @@ class Proofs:
         self.known: dict[object, str] = {}
 
     def prove(self, match: Match, region: Region) -> str:
-        """How a match is proved: "exact", "exact, n tokens", or "not proved". Raises NoMatch."""
+        """How a match is proved: "exact", "exact, n tokens", or "not proved". Raises Refusal."""
         if self.policy == "never":
             return "not proved"
         key = region.structure()
         if key not in self.known or self.policy == "always":
             try:
-                self.known[key] = prove(match, region.tape.hints)
-            except NoMatch as error:
+                self.known[key] = prove(match)
+            except ProofFailed as error:
                 log.warning(
                     "%s at %s", error.reason, source_of(match.root.op.node if match.root.op else None)
                 )
@@ -228,36 +232,33 @@ class Proofs:
         return self.known[key]
 
 
-def prove(match: Match, hints: Mapping[sympy.Symbol, int]) -> str:
+def prove(match: Match) -> str:
     """Prove a match.
-
-    Args:
-        match: the match.
-        hints: a value of each symbolic size that satisfies every guard.
 
     Returns:
         ``"exact"``, or ``"exact, n tokens"`` where n tokens were run.
 
     Raises:
-        NoMatch: the region and the formula differ, or the region cannot be run.
+        ProofFailed: the region and the formula differ.
+        Refusal: the region cannot be run.
     """
-    sizes, tokens = _sizes(match, hints)
+    sizes, tokens = _sizes(match)
     region = sorted(match.visited, key=lambda value: value.time)
 
     def extent(size: Size) -> int:
-        return _extent(size, hints)
+        return _extent(size, match.hints)
 
     def length(index: Index, size: Size) -> int:
         if not any(axis in sizes for axis in index.axes):
             return extent(size)
         if not index.covers(size):
-            raise NoMatch("the proof does not know a size of the program with fewer tokens")
+            raise Refusal("the proof does not know a size of the program with fewer tokens")
         return math.prod(sizes.get(axis, extent(axis.size)) for axis in index.axes)
 
     def shape(value: Value) -> tuple[int, ...]:
         index = match.visited.get(value, leaf_index.get(value))
         if index is None:
-            raise NoMatch(f"the proof does not know the shape of {value}")
+            raise Refusal(f"the proof does not know the shape of {value}")
         return tuple(length(i, s) for i, s in zip(index, value.shape, strict=True))
 
     leaf_index = _leaf_indices(match)
@@ -286,13 +287,13 @@ def prove(match: Match, hints: Mapping[sympy.Symbol, int]) -> str:
     expected = builder.root(_formula(match, operands), match) % PRIME
     found = replay.tensors[match.root]
     if found.shape != expected.shape or not torch.equal(found, expected):
-        raise NoMatch("the proof failed: the region does not compute the pattern's formula", match.root)
+        raise ProofFailed("the proof failed: the region does not compute the pattern's formula", match.root)
     return "exact" if tokens is None else f"exact, {tokens} tokens"
 
 
-def _sizes(match: Match, hints: Mapping[sympy.Symbol, int]) -> tuple[dict[Axis, int], int | None]:
+def _sizes(match: Match) -> tuple[dict[Axis, int], int | None]:
     """The sizes of token axes that a proof runs at instead of their own, and the number of tokens then."""
-    roles = match.unification.roles
+    roles, hints = match.unification.roles, match.hints
     tokens = [axis for role in match.pattern.tokens for axis in roles[role]]
     contractions = [v for v in match.visited if v.op is not None and RULES[v.op.name].kind == "contract"]
     work = sum(

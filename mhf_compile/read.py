@@ -10,10 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
+import torch
+
 from mhf_compile import notation
 from mhf_compile.notation import Axis, Delta, Factor, Func, Index, Leaf, Size, Term, Unreadable
 from mhf_compile.rules import RULES, Indices, Rule, multiply
 from mhf_compile.tape import Op, Value
+
+DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+"""The dtypes between which a cast is the identity; integers and float8 round what they hold."""
 
 TERM_LIMIT = 4096
 """A value of more terms than this is not read."""
@@ -22,19 +27,22 @@ FACTOR_LIMIT = 64
 """A value with a term of more factors than this is not read."""
 
 
-def _stops_gradient(value: Value, op: Op) -> bool:
-    """Whether a gradient ends here: a detach, or a value made without autograd that is used with it."""
-    if not any(v.requires_grad for v in op.inputs):
+def _stops_gradient(value: Value, op: Op, grad: bool) -> bool:
+    """Whether a gradient ends here: at a detach, and, where autograd is on, at what was made without it."""
+    if (
+        value.requires_grad
+        or RULES[op.name].kind == "constant"
+        or not any(v.requires_grad for v in op.inputs)
+    ):
         return False
-    if op.state.grad_enabled:
-        return op.name == "detach"
-    return any(user.state.grad_enabled for user in value.users)
+    return grad or (op.name == "detach" and op.state.grad_enabled)
 
 
 class Reader:
     """Reads the values of one tape; keeps which values it read, at which index, and which axes it split."""
 
-    def __init__(self, fitness: Callable[[Value], int] = lambda value: 0) -> None:
+    def __init__(self, fitness: Callable[[Value], int] = lambda value: 0, grad: bool = False) -> None:
+        self.grad = grad
         self.fitness = fitness
         self.splits: dict[Axis, Index] = {}
         self.visited: dict[Value, Indices] = {}
@@ -87,13 +95,13 @@ class Reader:
     def rule(self, value: Value) -> Rule | None:
         """The rule for the operation that made a value, if its meaning is claimed."""
         op = value.op
-        if op is None or not value.plain or not value.dtype.is_floating_point:
+        if op is None:
             return None
-        if _stops_gradient(value, op):
+        if op.name not in RULES or _stops_gradient(value, op, self.grad):
             return None
-        if any(not v.plain or not v.dtype.is_floating_point for v in op.inputs):
+        if any(not v.plain or v.dtype not in DTYPES for v in (value, *op.inputs)):
             return None
-        return RULES.get(op.name)
+        return RULES[op.name]
 
     def apply(self, leaf: Leaf) -> list[Term] | None:
         """What an entry is made of, one operation down; None where that cannot be said."""

@@ -144,7 +144,7 @@ class _Interpreter:
         if isinstance(node.target, HigherOrderOperator):
             return self.higher_order(node, args, kwargs)
         if not _unbacked(node.meta.get("example_value")) <= _unbacked((args, kwargs)):
-            return self.opaque(node)  # running it would make symbols other than Dynamo's
+            return self.opaque(node, (args, kwargs))  # running it would make symbols other than Dynamo's
         target: Any = node.target
         if node.op == "call_module":
             return self.execute(module.get_submodule(target), args, kwargs)

@@ -6,6 +6,7 @@ or in modes that change inside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from mhf_compile import notation
 from mhf_compile.fold import Stacked
+from mhf_compile.kernels.ops import DTYPES
 from mhf_compile.match import Match
 from mhf_compile.report import source_of
 from mhf_compile.rules import RULES
@@ -131,7 +133,11 @@ class Region:
                     raise Refusal(
                         f"the activation {value} is used elsewhere as well, by {_describe(user)}", value
                     )
+        if root.device.type not in DTYPES or self.dtype not in DTYPES[root.device.type]:
+            raise Refusal(f"the op does not take {self.dtype} on {root.device.type}", root)
         for value in self.tape.values[root.time + 1 :]:
+            if value.handle is root.handle and value.op is not None and value.op.name.startswith("aten::"):
+                raise Refusal(f"the shape of the result {root} is changed in place later", value)
             alias = value.storage is root.storage and value.handle is not root.handle
             if alias and value.handle.born < root.time and value in self.tape.used:
                 raise Refusal(
@@ -148,6 +154,8 @@ class Region:
             )
         if value.node_at(self.match.scope, root.time) is None:
             raise Refusal(f"{value} is written to between its use and the result", value)
+        if value.expires < math.inf and root.requires_grad:
+            raise Refusal(f"{value} is written to before the backward, which reads it", value)
 
     def _owns(self, value: Value) -> bool:
         """Whether the storage that a value was written into was made inside the region."""

@@ -19,10 +19,12 @@ from mhf_compile.patterns import Pattern
 from mhf_compile.tape import Value
 
 RESULT = "result"
+SCORE = "score"
+"""Beside the operands that an axis occurs in: that it is in the result, that it is summed inside a score."""
 
 Names = Mapping[Value, str]
 _Found = tuple[Leaf, Fraction, tuple[Axis, ...]]
-"""A leaf, its coefficient, and the axes summed where it stands."""
+"""A leaf, its coefficient, and the axes summed inside the score it stands in."""
 
 Assignment = dict[str, list[_Found]]
 """For each operand of a pattern every leaf found in its place."""
@@ -112,10 +114,12 @@ class _Unifier:
                 yield state
             return
         for position, term in enumerate(wanted):
-            for after in self.terms(term, given[0], state):
+            for after in self.terms(term, given[0], state, given[0].bound):
                 yield from self.sums([*wanted[:position], *wanted[position + 1 :]], given[1:], after)
 
-    def terms(self, wanted: Term, given: Term, state: _State) -> Iterator[_State]:
+    def terms(
+        self, wanted: Term, given: Term, state: _State, inner: tuple[Axis, ...] = ()
+    ) -> Iterator[_State]:
         """Functions correspond to functions, leaves to leaves; the rest goes to the product operand."""
         functions = [f for f in given.factors if isinstance(f, Func)]
         leaves = [f for f in given.factors if isinstance(f, Leaf)]
@@ -144,7 +148,7 @@ class _Unifier:
                 for found in after:
                     coefficient = rest
                     for slot, leaf in zip(slots, chosen, strict=True):
-                        found = found.with_leaf(self.name(slot), leaf, coefficient, given.bound)
+                        found = found.with_leaf(self.name(slot), leaf, coefficient, inner)
                         coefficient = notation.ONE
                     for leaf in leaves:
                         if leaf not in chosen:
@@ -218,12 +222,18 @@ class _Roles:
         }
         for axis in " ".join(pattern.result).split():
             self.occurs[axis] |= {RESULT}
+        for axis in pattern.contracted:
+            self.occurs[axis] |= {SCORE}
 
     def assign(self, state: _State, index: tuple[Index, ...]) -> Unification:
         """The operands and roles of an assignment. Raises NoMatch."""
         operands = {name: self._operand(name, found) for name, found in _aligned(state.leaves).items()}
         roles: dict[str, list[Axis]] = {role: [] for role in self.pattern.sizes}
+        inner = {axis for found in state.leaves.values() for _, _, bound in found for axis in bound}
         for placed, (axis, present) in enumerate(_occurrences(operands, index).items()):
+            if axis.size == 0 and RESULT not in present:
+                raise NoMatch(f"it sums over an axis of size 0 ({', '.join(sorted(present))})", progress=1000)
+            present |= {SCORE} if axis in inner else set()
             roles[self._role(axis, present, placed)].append(axis)
         if not all(roles[role] for role in self.pattern.required):
             raise NoMatch("the activation is scaled by a factor for each channel", progress=1000)
@@ -273,7 +283,7 @@ class _Roles:
         if not exact and self.pattern.shared <= present:
             exact = shared
         if not exact:
-            where = ", ".join(sorted(present))
+            where = ", ".join(sorted(present - {SCORE}))
             raise NoMatch(
                 f"an axis of size {axis.size} occurs in {where}, as no axis of {self.pattern.name} does",
                 progress=2 + placed,

@@ -157,7 +157,33 @@ def two_activations_multiplied(q, k, u, v):
     return down(silu(scores(q, k)) * silu(scores(q, u)), v)
 
 
+def operand_written_before_the_backward(q, k, u, v):
+    w = k * 1
+    out = right(q, w, u, v)
+    with torch.no_grad():
+        w.mul_(0.9)
+    return out
+
+
+def shape_changed_in_place(q, k, u, v):
+    out = right(q, k, u, v)
+    out.transpose_(1, 2)
+    return torch.as_strided(out, (out.numel(),), (1,))
+
+
+def empty_width(q, k, u, v):
+    return right(q, k[:, :0], u[:, :0], v[:, :0])
+
+
+def used_through_a_mask(q, k, u, v):
+    hidden = silu(scores(q, k)) * scores(q, u)
+    return down(hidden, v), hidden[hidden > 0]
+
+
 REFUSALS = [
+    (shape_changed_in_place, "is changed in place later"),
+    (empty_width, "an axis of size 0"),
+    (used_through_a_mask, "the activation hidden is"),
     (activation_returned, "is returned as well"),
     (activation_used_elsewhere, "is used elsewhere as well, by mean"),
     (operand_written_after, "is written to between its use and the result"),
@@ -187,8 +213,9 @@ def tensors() -> list[Tensor]:
     return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
 
 
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
 @pytest.mark.parametrize(("program", "reason"), REFUSALS, ids=lambda p: getattr(p, "__name__", ""))
-def test_is_left_alone_and_said_why(program: Program, reason: str) -> None:
+def test_is_left_alone_and_said_why(program: Program, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)
     expected = program(*tensors())
@@ -205,6 +232,18 @@ def test_is_left_alone_and_said_why(program: Program, reason: str) -> None:
     assert misses
     assert any(reason in miss.reason for miss in misses), misses
     assert all(miss.source.startswith("tests/test_refusals.py:") for miss in misses)
+
+
+def test_an_operand_that_is_written_before_the_backward_is_left_to_eager() -> None:
+    """Eager saves what its products read and raises in the backward; so does the compiled program."""
+    torch._dynamo.reset()
+    options = {"flashmhf.strict": True, "flashmhf.inner": "eager"}
+    compiled = torch.compile(operand_written_before_the_backward, backend="flashmhf", options=options)
+    for program in (operand_written_before_the_backward, compiled):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            program(*tensors()).sum().backward()
+    (miss,) = mhf_compile.last_reports()[0].misses
+    assert "is written to before the backward" in miss.reason
 
 
 def test_eval_dropout_is_nothing() -> None:

@@ -18,6 +18,11 @@ from mhf_compile.kernels.flash_mhf import blocked
 
 T = TypeVar("T")
 
+_HALF_AND_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
+
+DTYPES: dict[str, tuple[torch.dtype, ...]] = {"cuda": _HALF_AND_SINGLE, "cpu": (*_HALF_AND_SINGLE, torch.float64)}
+"""The dtypes of q that the operators take, by type of device."""
+
 _OPERANDS = "Tensor q, Tensor k, Tensor u, Tensor v, Tensor? r, Tensor? gate_bias, Tensor? up_bias"
 _CONSTANTS = "str activation, float gate_scale, float scale"
 
@@ -114,9 +119,7 @@ def _check(
         )
     if heads % kv_heads:
         raise ValueError(f"k: found {kv_heads} heads, want a divisor of the {heads} heads of q")
-    allowed: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16, torch.float32)
-    if q.device.type == "cpu":
-        allowed += (torch.float64,)
+    allowed = DTYPES.get(q.device.type, ())
     if q.dtype not in allowed:
         raise TypeError(f"q: found {q.dtype} on {q.device.type}, want one of {', '.join(map(str, allowed))}")
 

@@ -86,6 +86,7 @@ FLASH_MHF = Pattern(
     result=("b", "t", "h g", "o"),
     sizes={"b": 2, "t": 3, "h": 5, "g": 7, "e": 11, "f": 13, "d": 17, "o": 19},
     optional=frozenset({"r", "gate_bias", "up_bias"}),
+    contracted=frozenset({"d"}),
     required=frozenset({"f"}),
     shared=frozenset({"q", "result"}),
     product="r",

@@ -25,6 +25,7 @@ class Pattern:
         result: the same for the result.
         sizes: a size for each axis, to trace the formula with; all different.
         optional: operands that may be absent.
+        contracted: axes that are summed inside the scores.
         required: axes that a match must have.
         shared: operands that must have an axis for the others to be broadcast over it.
         product: the optional operand that takes up any further factor of the right axes.
@@ -41,6 +42,7 @@ class Pattern:
     result: tuple[str, ...]
     sizes: Mapping[str, int]
     optional: frozenset[str]
+    contracted: frozenset[str]
     required: frozenset[str]
     shared: frozenset[str]
     product: str
