@@ -104,11 +104,11 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
     accepted: dict[Match, tuple[Region, str]] = {}
 
     def accept(match: Match) -> None:
+        region = Region(tape, match)
+        region.check()
         size = match.unification.size
         if options.refuses(heads=notation.times(size("h"), size("g")), subnetworks=size("e")):
             raise Refusal(f"dense SwiGLU is left to the inner compiler: flashmhf.dense is {options.dense!r}")
-        region = Region(tape, match)
-        region.check()
         accepted[match] = region, proofs.prove(match, region)
 
     plan: list[Match] = []
@@ -118,6 +118,10 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
             plan.append(found)
         else:
             misses.append(_miss(found))
+    inside = {value for match in plan for value in accepted[match][0].computed if value is not match.root}
+    for match in [match for match in plan if not inside.isdisjoint(accepted[match][0].leaves)]:
+        plan.remove(match)
+        misses += _refused(match, NoMatch("an operand is inside another match"))
     rewrites: list[Rewrite] = []
     if plan:
         graphs = [(scope.module, copy.deepcopy(scope.module.graph)) for scope in tape.scopes]

@@ -122,6 +122,7 @@ class _Search:
         self.carried: dict[Value, frozenset[Value]] = {anchor: frozenset({anchor}) for anchor in self.anchors}
         self.depth: dict[Value, int] = dict.fromkeys(self.anchors, 0)
         self.reasons: dict[Value, tuple[str, Value]] = {}
+        self.sealed = roots | set(self.anchors)
         reader = Reader()
         for value in tape.values:
             if value not in self.carried and value not in roots and value.op is not None:
@@ -151,6 +152,7 @@ class _Search:
         depth += rule.kind == "contract" and len(op.args) > 1 and isinstance(op.args[1], Value)
         if carried and depth <= CONTRACTIONS:
             self.carried[value], self.depth[value] = carried, depth
+            self.sealed.add(value)
 
     def _stop(self, values: list[Value], reason: str, at: Value) -> None:
         for value in values:
@@ -252,7 +254,7 @@ class _Search:
         for anchor in self.carried[root]:
             if anchor.op is not None and anchor.op.state.grad_enabled != grad:
                 raise Refusal("grad mode changes inside it", anchor)
-        reader = Reader(fitness, grad)
+        reader = Reader(fitness, grad, self.sealed)
         index, terms = normal_form(root, self.activations, self.carried, reader)
         gated = [t for t in terms if any(isinstance(f, Func) for f in t.factors)]
         if len(gated) != 1:

@@ -6,7 +6,7 @@ to keep; ``operand`` follows an entry through rearrangements only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
@@ -41,8 +41,14 @@ def _stops_gradient(value: Value, op: Op, grad: bool) -> bool:
 class Reader:
     """Reads the values of one tape; keeps which values it read, at which index, and which axes it split."""
 
-    def __init__(self, fitness: Callable[[Value], int] = lambda value: 0, grad: bool = False) -> None:
+    def __init__(
+        self,
+        fitness: Callable[[Value], int] = lambda value: 0,
+        grad: bool = False,
+        sealed: Collection[Value] = (),
+    ) -> None:
         self.grad = grad
+        self.sealed = sealed
         self.fitness = fitness
         self.splits: dict[Axis, Index] = {}
         self.visited: dict[Value, Indices] = {}
@@ -119,15 +125,16 @@ class Reader:
     def operand(self, leaf: Leaf) -> Leaf | None:
         """The tensor that an entry comes from by rearrangement only; None for a zero.
 
-        Of the fittest tensors on the way it is the deepest, so that equal entries get equal leaves.
+        Of the fittest tensors on the way it is the deepest, so that equal entries get equal leaves. What is
+        joined into a sealed value, which may be the root of another match, is not taken from inside it.
         """
         found, path = leaf, list[Leaf]()
         while True:
             assert isinstance(leaf.value, Value) and isinstance(found.value, Value)
             rule = self.rule(leaf.value)
-            terms = (
-                self.apply(leaf) if rule is not None and rule.kind in ("move", "join", "constant") else None
-            )
+            open_join = rule is not None and rule.kind == "join" and leaf.value not in self.sealed
+            through = open_join or (rule is not None and rule.kind in ("move", "constant"))
+            terms = self.apply(leaf) if through else None
             if terms == []:
                 self.visit(*path, leaf)
                 return None

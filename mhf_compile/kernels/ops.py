@@ -20,7 +20,9 @@ T = TypeVar("T")
 
 _HALF_AND_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
 
-DTYPES: dict[str, tuple[torch.dtype, ...]] = {"cuda": _HALF_AND_SINGLE, "cpu": (*_HALF_AND_SINGLE, torch.float64)}
+_ALL = (*_HALF_AND_SINGLE, torch.float64)
+
+DTYPES: dict[str, tuple[torch.dtype, ...]] = {"cuda": _HALF_AND_SINGLE, "cpu": _ALL, "meta": _ALL}
 """The dtypes of q that the operators take, by type of device."""
 
 _OPERANDS = "Tensor q, Tensor k, Tensor u, Tensor v, Tensor? r, Tensor? gate_bias, Tensor? up_bias"
