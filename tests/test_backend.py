@@ -632,7 +632,7 @@ def test_logs_are_quiet_unless_asked_for(tmp_path: Path) -> None:
 
 
 def test_the_minifier_takes_our_graphs(tmp_path: Path) -> None:
-    """A failure of the inner compiler is written down as a program to reproduce it, which runs."""
+    """A failure of the inner compiler is written down as a program to reproduce it."""
     done = run_python(
         PROGRAM
         + """
