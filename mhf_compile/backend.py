@@ -143,12 +143,12 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
 
 
 def _refused(match: Match, error: NoMatch) -> list[Miss]:
-    return [_miss(Unmatched(match.pattern, anchor, error.reason, error.at)) for anchor in match.anchors]
+    return [_miss(Unmatched(match.pattern, anchor, error.reason, error.at, error.advice)) for anchor in match.anchors]
 
 
 def _miss(found: Unmatched) -> Miss:
     anchor = found.anchor.op.node if found.anchor.op is not None else None
-    return Miss(found.pattern.name, module_of(anchor), source_of(anchor), found.reason)
+    return Miss(found.pattern.name, module_of(anchor), source_of(anchor), found.reason, found.advice)
 
 
 def compile_inner(module: fx.GraphModule, inputs: Sequence[Any], inner: str, kwargs: dict[str, Any]) -> Any:

@@ -76,12 +76,13 @@ class Match:
 
 @dataclass(frozen=True)
 class Unmatched:
-    """An activation that is in no match, and why; ``at`` is the value that shows it."""
+    """An activation that is in no match, why, and what to change; ``at`` is the value that shows it."""
 
     pattern: Pattern
     anchor: Value
     reason: str
     at: Value | None = None
+    advice: str = ""
 
 
 def find(tape: Tape, accept: Callable[[Match], None] = lambda match: None) -> list[Match | Unmatched]:
@@ -205,7 +206,8 @@ class _Search:
         """An anchor with the reason nearest to a match: a refused region's, else the smallest candidate's."""
         nearest = [e for e in refusals if isinstance(e, Refusal)][:1] or refusals[-1:]
         for error in nearest:
-            return Unmatched(self.pattern, anchor, str(error), getattr(error, "at", None))
+            at, advice = (error.at, error.advice) if isinstance(error, NoMatch) else (None, "")
+            return Unmatched(self.pattern, anchor, str(error), at, advice)
         if anchor in self.reasons:
             reason, at = self.reasons[anchor]
             return Unmatched(self.pattern, anchor, f"it reaches no product with values: {reason}", at)

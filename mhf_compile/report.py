@@ -52,12 +52,13 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Miss:
-    """An activation that was left alone, and the reason."""
+    """An activation that was left alone, the reason, and what to change ("" where there is nothing)."""
 
     pattern: str
     module: str
     source: str
     reason: str
+    advice: str = ""
 
 
 @dataclass(frozen=True)

@@ -33,14 +33,16 @@ Assignment = dict[str, list[_Found]]
 class NoMatch(Exception):
     """Why a candidate is not the pattern.
 
-    ``at`` is the value that shows it; of several reasons, the one with the most ``progress`` is told.
+    ``at`` is the value that shows it; ``advice`` is what the user may change, "" where there is nothing; of
+    several reasons, the one with the most ``progress`` is told.
     """
 
-    def __init__(self, reason: str, at: Value | None = None, progress: int = 0) -> None:
+    def __init__(self, reason: str, at: Value | None = None, progress: int = 0, advice: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
         self.at = at
         self.progress = progress
+        self.advice = advice
 
 
 class Refusal(NoMatch):
