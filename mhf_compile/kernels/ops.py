@@ -25,7 +25,7 @@ _ALL = (*_HALF_AND_SINGLE, torch.float64)
 DTYPES: dict[str, tuple[torch.dtype, ...]] = {"cuda": _HALF_AND_SINGLE, "cpu": _ALL, "meta": _ALL}
 """The dtypes of q that the operators take, by type of device."""
 
-_OPERANDS = "Tensor q, Tensor k, Tensor u, Tensor v, Tensor? r, Tensor? gate_bias, Tensor? up_bias"
+_OPERANDS = "Tensor q, Tensor k, Tensor? u, Tensor v, Tensor? r, Tensor? gate_bias, Tensor? up_bias"
 _CONSTANTS = "str activation, float gate_scale, float scale"
 
 _library = torch.library.Library("mhf", "DEF")
@@ -45,7 +45,7 @@ _backward = torch.ops.mhf.flash_mhf_backward.default
 def flash_mhf(
     q: Tensor,
     k: Tensor,
-    u: Tensor,
+    u: Tensor | None,
     v: Tensor,
     r: Tensor | None = None,
     *,
@@ -55,13 +55,15 @@ def flash_mhf(
     gate_scale: float = 1.0,
     scale: float = 1.0,
 ) -> Tensor:
-    """Gated multi-head feed-forward, without its wide intermediate in memory (FlashMHF, arXiv 2512.06989).
+    """Multi-head feed-forward, without its wide intermediate in memory (FlashMHF, arXiv 2512.06989).
 
     With `hk = h // (H // Hk)`, the key-value head that query head h uses:
 
         gate[b,t,h,e,f] = gate_scale * sum_d q[b,t,h,d] k[hk,e,f,d] + gate_bias[hk,e,f]
         up[b,t,h,e,f]   = sum_d q[b,t,h,d] u[hk,e,f,d] + up_bias[hk,e,f]
         out[b,t,h,o]    = scale * sum_e r[b,t,h,e] sum_f activation(gate[b,t,h,e,f]) up[b,t,h,e,f] v[hk,e,f,o]
+
+    Without u the feed-forward is ungated: the factor up is left out.
 
     Differentiable twice in all tensors; backward recomputes gate and up from the operands, which are all it
     saves. Products accumulate, and the elementwise chain runs, in float32 (float64 for float64). A second
@@ -71,11 +73,11 @@ def flash_mhf(
     Args:
         q: [B, T, H, D], tokens split into heads. float16, bfloat16 or float32; on CPU also float64.
         k: [Hk, E, F, D], gate weights of E sub-networks of width F. Hk divides H. dtype of q.
-        u: [Hk, E, F, D], up weights. dtype of q.
+        u: [Hk, E, F, D], up weights, dtype of q; or None, for an ungated feed-forward.
         v: [Hk, E, F, O], down weights. dtype of q.
         r: [B, T, H, E], the weight of each sub-network; any floating dtype; None stands for ones.
         gate_bias: [Hk, E, F], dtype of q, or None.
-        up_bias: [Hk, E, F], dtype of q, or None.
+        up_bias: [Hk, E, F], dtype of q, or None; None without u.
         activation: silu, gelu, gelu_tanh, relu, relu_squared, sigmoid or identity.
         gate_scale: a constant factor of the gate product, not of its bias.
         scale: a constant factor of the result.
@@ -87,7 +89,8 @@ def flash_mhf(
 
     Raises:
         TypeError: an operand is of a wrong dtype.
-        ValueError: an operand is of a wrong shape or on another device than q, or the activation is unknown.
+        ValueError: an operand is of a wrong shape or on another device than q, up_bias is given without u, or
+            the activation is unknown.
     """
     operands = (q, k, u, v, r, gate_bias, up_bias)
     _check(*operands, activation)
@@ -98,7 +101,7 @@ def flash_mhf(
 def _check(
     q: Tensor,
     k: Tensor,
-    u: Tensor,
+    u: Tensor | None,
     v: Tensor,
     r: Tensor | None,
     gate_bias: Tensor | None,
@@ -125,6 +128,8 @@ def _check(
     if q.dtype not in allowed:
         raise TypeError(f"q: found {q.dtype} on {q.device.type}, want one of {', '.join(map(str, allowed))}")
 
+    if u is None and up_bias is not None:
+        raise ValueError("up_bias: found a tensor, want None where u is None")
     weight = (kv_heads, subnetworks, width)
     for name, operand, shape in (
         ("k", k, (*weight, head_dim)),
@@ -259,12 +264,12 @@ def _formula(operands: Iterable[Any], activation: str, gate_scale: float, scale:
     q, k, u, v, r, gate_bias, up_bias = operands
     heads = torch.arange(q.shape[2], device=q.device) // (q.shape[2] // k.shape[0])
     gate = torch.einsum("bthd,hefd->bthef", q, k[heads]) * gate_scale
-    up = torch.einsum("bthd,hefd->bthef", q, u[heads])
     if gate_bias is not None:
         gate = gate + gate_bias[heads]
-    if up_bias is not None:
-        up = up + up_bias[heads]
-    hidden = ACTIVATIONS[activation].function(gate) * up
+    hidden = ACTIVATIONS[activation].function(gate)
+    if u is not None:
+        up = torch.einsum("bthd,hefd->bthef", q, u[heads])
+        hidden = hidden * (up if up_bias is None else up + up_bias[heads])
     if r is not None:
         hidden = hidden * r.to(q.dtype).unsqueeze(-1)
     out: Tensor = torch.einsum("bthef,hefo->btho", hidden, v[heads]) * scale

@@ -27,14 +27,18 @@ KERNELS = {
 
 
 class Resources(NamedTuple):
-    """Bytes of shared memory of a program; registers and bytes of local memory (spills) of a thread."""
+    """What a program takes: bytes of shared memory, registers and bytes of local memory (spills) of a thread.
+
+    `products` are the matrix products in its code.
+    """
 
     shared: int
     registers: int
     local: int
+    products: int
 
 
-def resources(kernel, head_dim, out_dim, dtype, capability, biases=False):
+def resources(kernel, head_dim, out_dim, dtype, capability, *, biases=False, gated=True, activation="silu"):
     """Compile for contiguous operands, with the tiles that a launch would choose."""
 
     def meta(*shape, dtype=dtype):
@@ -46,9 +50,13 @@ def resources(kernel, head_dim, out_dim, dtype, capability, biases=False):
         meta(1, 4096, 8, 11, dtype=torch.float32),
     )
     k, v, bias = meta(8, 11, 256, head_dim), meta(8, 11, 256, out_dim), meta(8, 11, 256) if biases else None
-    others = {"forward": (out,), "dq": (out, q, r), "dk_du": (out, k, k, bias, bias), "dv": (out, v)}[kernel]
+    u, up_bias = (k, bias) if gated else (None, None)
+    others = {
+        "forward": (out,), "dq": (out, q, r), "dk_du": (out, k, u, bias, up_bias), "dv": (out, v)
+    }[kernel]  # fmt: skip
     chosen = config.tiles(kernel, head_dim, out_dim, dtype, capability)
-    args, options = launch.arguments((q, k, k, v, r, bias, bias), others, "silu", 1.0, 1.0, chosen)
+    operands = (q, k, u, v, r, bias, up_bias)
+    args, options = launch.arguments(operands, others, activation, 1.0, 1.0, chosen)
     return compile_ahead(KERNELS[kernel], args, options, capability)
 
 
@@ -75,7 +83,8 @@ def compile_ahead(function, args, options, capability):
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
         usage = subprocess.run([tool, "-res-usage", cubin], check=True, capture_output=True, text=True).stdout
     registers, stack, local = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
-    return Resources(compiled.metadata.shared, registers, stack + local)
+    products = compiled.asm["ttir"].count("tt.dot ")
+    return Resources(compiled.metadata.shared, registers, stack + local, products)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "identity": lambda x: x,
 }
+UNGATED = ("relu", "gelu", "gelu_tanh", "relu_squared", "silu")  # those in use without a gate
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Case:
     width: int = 20
     out_dim: int = 16
     activation: str = "silu"
+    gated: bool = True
     router: bool = True
     biases: bool = False
     layout: str = "contiguous"
@@ -55,11 +57,11 @@ class Case:
         return (
             normal(*tokens, self.head_dim),
             normal(*weight, self.head_dim, std=self.head_dim**-0.5),
-            normal(*weight, self.head_dim, std=self.head_dim**-0.5),
+            normal(*weight, self.head_dim, std=self.head_dim**-0.5) if self.gated else None,
             normal(*weight, self.out_dim, std=self.width**-0.5),
             normal(*tokens, self.subnetworks, dtype=torch.float32) if self.router else None,
             normal(*weight) if self.biases else None,
-            normal(*weight) if self.biases else None,
+            normal(*weight) if self.biases and self.gated else None,
         )
 
     def _lay_out(self, x: Tensor) -> Tensor:
@@ -99,6 +101,23 @@ CASES = {
     "every other": Case(layout="every other", biases=True),
     "expanded": Case(layout="expanded"),
     **{name: Case(length=9, activation=name, biases=True) for name in ACTIVATIONS if name != "silu"},
+    "ungated relu": Case(length=9, gated=False, activation="relu"),
+    "ungated gelu": Case(length=9, gated=False, activation="gelu", biases=True, gate_scale=0.7, scale=1.3),
+    "ungated gelu_tanh": Case(
+        length=9, gated=False, activation="gelu_tanh", biases=True, router=False, subnetworks=1
+    ),
+    "ungated relu_squared": Case(
+        batch=1,
+        length=17,
+        heads=4,
+        gated=False,
+        activation="relu_squared",
+        router=False,
+        layout="every other",
+    ),
+    "ungated silu": Case(
+        batch=1, length=5, heads=1, kv_heads=1, head_dim=150, width=9, out_dim=135, gated=False, biases=True
+    ),
 }
 EMPTY = {"no batch": Case(batch=0), "no tokens": Case(length=0, biases=True)}
 
@@ -106,7 +125,7 @@ EMPTY = {"no batch": Case(batch=0), "no tokens": Case(length=0, biases=True)}
 def formula(
     q: Tensor,
     k: Tensor,
-    u: Tensor,
+    u: Tensor | None,
     v: Tensor,
     r: Tensor | None,
     gate_bias: Tensor | None,
@@ -121,10 +140,11 @@ def formula(
         for x in (k, u, v, gate_bias, up_bias)
     )
     gate = torch.einsum("bthd,hefd->bthef", q, k) * gate_scale
-    up = torch.einsum("bthd,hefd->bthef", q, u)
     gate = gate if gate_bias is None else gate + gate_bias
-    up = up if up_bias is None else up + up_bias
-    hidden = ACTIVATIONS[activation](gate) * up
+    hidden = ACTIVATIONS[activation](gate)
+    if u is not None:
+        up = torch.einsum("bthd,hefd->bthef", q, u)
+        hidden = hidden * (up if up_bias is None else up + up_bias)
     hidden = hidden if r is None else hidden * r[..., None].to(q.dtype)
     return torch.einsum("bthef,hefo->btho", hidden, v) * scale
 
@@ -178,3 +198,14 @@ def check(
         error, allowed = (got.double() - want).norm(), 2 * (naive.double() - want).norm()
         floor = (torch.finfo(dtype).eps + 8 * torch.finfo(torch.float32).eps) / 2 * norm
         assert error <= allowed + floor, f"{name}: {error / norm:.2e}, eager {allowed / 2 / norm:.2e}"
+
+
+def check_each_gradient_alone(implementation: ModuleType, case: Case, device: str = "cpu") -> None:
+    """Assert that each gradient wanted alone is, bit for bit, the one that comes among all of them."""
+    operands = case.operands(torch.float32, device)
+    grad = torch.ones(*operands[0].shape[:3], case.out_dim, device=device)
+    everything = iter(implementation.backward(grad, *operands, *case.constants, [True] * 7))
+    for needed, operand in enumerate(operands):
+        alone = implementation.backward(grad, *operands, *case.constants, [i == needed for i in range(7)])
+        assert len(alone) == (operand is not None)
+        assert all(torch.equal(x, next(everything)) for x in alone), NAMES[needed]

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from mhf_compile.kernels.flash_mhf import blocked
 
-from .battery import ACTIVATIONS, CASES, EMPTY, Case, check
+from .battery import ACTIVATIONS, CASES, EMPTY, Case, check, check_each_gradient_alone
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -45,14 +45,9 @@ def test_without_tokens_weight_gradients_are_zero(case):
     assert not any(g.any() for g in weights)
 
 
-@pytest.mark.parametrize("needed", range(7))
-def test_a_gradient_alone_is_the_one_among_all(needed):
-    case = CASES["biases"]
-    operands = case.operands(torch.float32)
-    grad = torch.ones(*operands[0].shape[:3], case.out_dim)
-    everything = blocked.backward(grad, *operands, *case.constants, [True] * 7)
-    (alone,) = blocked.backward(grad, *operands, *case.constants, [i == needed for i in range(7)])
-    assert torch.equal(alone, everything[needed])
+@pytest.mark.parametrize("case", ["biases", "ungated gelu"])
+def test_a_gradient_alone_is_the_one_among_all(case):
+    check_each_gradient_alone(blocked, CASES[case])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -68,6 +63,7 @@ def test_a_gradient_alone_is_the_one_among_all(needed):
         width=st.integers(1, 9),
         out_dim=st.integers(1, 9),
         activation=st.sampled_from(list(ACTIVATIONS)),
+        gated=st.booleans(),
         router=st.booleans(),
         biases=st.booleans(),
         layout=st.sampled_from(["contiguous", "reversed axes", "every other", "expanded"]),
@@ -75,6 +71,30 @@ def test_a_gradient_alone_is_the_one_among_all(needed):
 )
 def test_any_sizes_and_strides_agree_with_the_formula(case):
     check(blocked, case, torch.float32)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten.addmm, torch.ops.aten.addmm_)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("gated", "forward", "backward"), [(True, 3, 8), (False, 2, 5)])
+def test_each_product_is_needed(gated, forward, backward):
+    case = Case(heads=1, kv_heads=1, gated=gated)
+    operands = case.operands(torch.float32)
+    with Products() as products:
+        out = blocked.forward(*operands, *case.constants)
+    assert products.count == forward
+    with Products() as products:
+        blocked.backward(out, *operands, *case.constants, [True] * 7)
+    assert products.count == backward
 
 
 class LargestAllocation(TorchDispatchMode):

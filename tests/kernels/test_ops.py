@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 
 from mhf_compile.kernels.ops import flash_mhf
 
-from .battery import ACTIVATIONS, CASES, EMPTY, Case, formula
+from .battery import ACTIVATIONS, CASES, EMPTY, UNGATED, Case, formula
 
 TINY = Case(
     batch=1, length=2, heads=2, kv_heads=1, head_dim=2, subnetworks=2, width=3, out_dim=2,
@@ -19,6 +19,10 @@ TINY = Case(
 
 def leaves(case, dtype=torch.float64):
     return [None if x is None else x.to(dtype).requires_grad_() for x in case.operands(dtype)]
+
+
+def given(xs):
+    return [x for x in xs if x is not None]
 
 
 def call(case):
@@ -31,9 +35,11 @@ def call(case):
     return f
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_first_and_second_derivatives(activation):
-    case = Case(**{**vars(TINY), "activation": activation})
+@pytest.mark.parametrize(
+    ("activation", "gated"), [*((name, True) for name in ACTIVATIONS), *((name, False) for name in UNGATED)]
+)
+def test_first_and_second_derivatives(activation, gated):
+    case = Case(**{**vars(TINY), "activation": activation, "gated": gated})
     assert torch.autograd.gradcheck(call(case), leaves(case))
     assert torch.autograd.gradgradcheck(call(case), leaves(case))
 
@@ -43,9 +49,19 @@ def test_second_derivatives_of_some_operands():
     assert torch.autograd.gradgradcheck(lambda q, v: call(TINY)(q, k.detach(), u.detach(), v), (q, v))
 
 
-@pytest.mark.parametrize("case", [CASES["plain"], CASES["biases"], CASES["reversed axes"]])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        ("plain", torch.float32),
+        ("biases", torch.bfloat16),
+        ("reversed axes", torch.float32),
+        ("ungated relu", torch.bfloat16),
+        ("ungated gelu", torch.float64),
+    ],
+    ids=str,
+)
 def test_opcheck(case, dtype):
+    case = CASES[case]
     xs = leaves(case, dtype)
     torch.library.opcheck(torch.ops.mhf.flash_mhf.default, (*xs, *case.constants))
     grad = torch.ones(*xs[0].shape[:3], case.out_dim, dtype=dtype)
@@ -53,12 +69,13 @@ def test_opcheck(case, dtype):
     torch.library.opcheck(torch.ops.mhf.flash_mhf_backward.default, (grad, *xs, *case.constants, needs))
 
 
-def test_saves_its_operands_and_nothing_else():
+@pytest.mark.parametrize("case", ["biases", "ungated gelu"])
+def test_saves_its_operands_and_nothing_else(case):
     saved = []
-    xs = leaves(CASES["biases"])
+    xs = leaves(CASES[case])
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.data_ptr()), lambda x: x):
-        call(CASES["biases"])(*xs)
-    assert sorted(saved) == sorted(x.data_ptr() for x in xs)
+        call(CASES[case])(*xs)
+    assert sorted(saved) == sorted(x.data_ptr() for x in given(xs))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -118,15 +135,16 @@ def test_derivatives_of_torch_func_raise(transform):
         transform(lambda q: call(TINY)(q, *rest).sum())(q)
 
 
-def test_vmap_is_a_loop():
-    q, *rest = leaves(TINY)
+@pytest.mark.parametrize("gated", [True, False])
+def test_vmap_is_a_loop(gated):
+    f = call(TINY)
+    q, *rest = leaves(Case(**{**vars(TINY), "gated": gated}))
     stacked = torch.stack((q, 2 * q), 1)
-    out = torch.func.vmap(lambda q: call(TINY)(q, *rest), in_dims=1)(stacked)
-    want = torch.stack([call(TINY)(x, *rest) for x in (q, 2 * q)])
+    out = torch.func.vmap(lambda q: f(q, *rest), in_dims=1)(stacked)
+    want = torch.stack([f(x, *rest) for x in (q, 2 * q)])
     assert torch.equal(out, want)
-    for a, b in zip(
-        torch.autograd.grad(out.sum(), (q, *rest)), torch.autograd.grad(want.sum(), (q, *rest)), strict=True
-    ):
+    xs = given((q, *rest))
+    for a, b in zip(torch.autograd.grad(out.sum(), xs), torch.autograd.grad(want.sum(), xs), strict=True):
         assert torch.equal(a, b)
 
 
@@ -178,6 +196,11 @@ def test_vmap_of_gradients():
             {"q": torch.ones(2, 19, 2, 16, dtype=torch.int32)},
             TypeError,
             r"q: found torch\.int32 on cpu, want one of",
+        ),
+        (
+            {"u": None, "up_bias": torch.randn(2, 3, 20)},
+            ValueError,
+            "up_bias: found a tensor, want None where u is None",
         ),
         ({"activation": "swish"}, ValueError, "activation: found 'swish', want one of silu, gelu"),
     ],

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from .battery import CASES, EMPTY, Case, check
+from .battery import CASES, EMPTY, Case, check, check_each_gradient_alone
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -25,6 +25,9 @@ LARGE = {  # several blocks along every axis, and none of them full
     "ragged": Case(length=129, heads=4, kv_heads=2, head_dim=96, subnetworks=3, width=200, out_dim=80),
     "wide": Case(
         batch=1, length=300, heads=1, kv_heads=1, head_dim=256, subnetworks=1, width=1000, out_dim=256
+    ),
+    "ungated": Case(
+        length=129, heads=4, head_dim=96, subnetworks=3, width=200, out_dim=80, gated=False, activation="gelu"
     ),
 }
 
@@ -74,14 +77,9 @@ def test_without_tokens_weight_gradients_are_zero(kernels, case, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("needed", range(7))
-def test_a_gradient_alone_is_the_one_among_all(kernels, needed, device):
-    case = CASES["biases"]
-    operands = case.operands(torch.float32, device)
-    grad = torch.ones(*operands[0].shape[:3], case.out_dim, device=device)
-    everything = kernels.backward(grad, *operands, *case.constants, [True] * 7)
-    (alone,) = kernels.backward(grad, *operands, *case.constants, [i == needed for i in range(7)])
-    assert torch.equal(alone, everything[needed])
+@pytest.mark.parametrize("case", ["biases", "ungated gelu"])
+def test_a_gradient_alone_is_the_one_among_all(kernels, case, device):
+    check_each_gradient_alone(kernels, CASES[case], device)
 
 
 @pytest.mark.gpu

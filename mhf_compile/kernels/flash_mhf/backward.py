@@ -1,8 +1,9 @@
 """The backward kernels in Triton: dQ with dR, dK with dU and the biases, dV. Deterministic, no atomics.
 
-Each recomputes gate and up, 13 products in all where 8 are the least: three float32 accumulators do not fit
-in the registers beside the operands at D = 128. Kernels that walk over tokens compute transposed values, rows
-of a sub-network first, which come out of one product as the left operand of the next.
+Each recomputes gate and up, 13 products in all where 8 are the least (8 and 5 without u): three float32
+accumulators do not fit in the registers beside the operands at D = 128. Kernels that walk over tokens
+compute transposed values, rows of a sub-network first, which come out of one product as the left operand of
+the next.
 """
 
 from collections.abc import Sequence
@@ -52,14 +53,17 @@ def dq_kernel(
             f = start + tl.arange(0, BLOCK_F)
             in_f = f < width
             k_rows = weight_rows(f, hk, e, k_strides)
-            u_rows = weight_rows(f, hk, e, u_strides)
             v_rows = weight_rows(f, hk, e, v_strides)
             gate = row_products(
                 q, q_rows, in_n, q_strides[3], k, k_rows, in_f, k_strides[3], HEAD_DIM, BLOCK_D, UPCAST
             )
-            up = row_products(
-                q, q_rows, in_n, q_strides[3], u, u_rows, in_f, u_strides[3], HEAD_DIM, BLOCK_D, UPCAST
-            )
+            if u is not None:
+                u_rows = weight_rows(f, hk, e, u_strides)
+                up = row_products(
+                    q, q_rows, in_n, q_strides[3], u, u_rows, in_f, u_strides[3], HEAD_DIM, BLOCK_D, UPCAST
+                )
+                if up_bias is not None:
+                    up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[None, :]
             d_hidden = row_products(
                 grad,
                 grad_rows,
@@ -77,19 +81,22 @@ def dq_kernel(
             d_hidden *= scale
             if gate_bias is not None:
                 gate += load_bias(gate_bias, f, in_f, hk, e, gate_bias_strides)[None, :]
-            if up_bias is not None:
-                up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[None, :]
             activated = activate(gate, ACTIVATION)
             if dr is not None:
-                dr_total += tl.sum(activated * up * d_hidden, 1)
+                hidden = activated if u is None else activated * up
+                dr_total += tl.sum(hidden * d_hidden, 1)
             if r is not None:
                 d_hidden *= load_router(r, n, in_n, length, h, e, r_strides)[:, None]
             if dq is not None:
                 k_tile = load_tile(k, k_rows, in_f, d, k_strides[3], HEAD_DIM)
-                u_tile = load_tile(u, u_rows, in_f, d, u_strides[3], HEAD_DIM)
-                d_gate = slope(gate, ACTIVATION) * up * d_hidden * gate_scale
+                d_gate = slope(gate, ACTIVATION)
+                if u is not None:
+                    u_tile = load_tile(u, u_rows, in_f, d, u_strides[3], HEAD_DIM)
+                    d_gate *= up
+                d_gate *= d_hidden * gate_scale
                 total = dot(d_gate.to(k_tile.dtype), k_tile, total, UPCAST)
-                total = dot((activated * d_hidden).to(u_tile.dtype), u_tile, total, UPCAST)
+                if u is not None:
+                    total = dot((activated * d_hidden).to(u_tile.dtype), u_tile, total, UPCAST)
         if dr is not None:  # noqa: SIM102 (known when compiled, unlike the other condition)
             if tl.program_id(2) == 0:
                 tl.store(dr + token_rows(n, length, h, dr_strides) + e, dr_total, mask=in_n)
@@ -114,8 +121,9 @@ def dk_du_kernel(
     d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     in_f = f < width
     k_rows = weight_rows(f, hk, e, k_strides)
-    u_rows = weight_rows(f, hk, e, u_strides)
     v_rows = weight_rows(f, hk, e, v_strides)
+    if u is not None:
+        u_rows = weight_rows(f, hk, e, u_strides)
 
     dk_total = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
     du_total = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
@@ -130,9 +138,12 @@ def dk_du_kernel(
             gate = row_products(
                 k, k_rows, in_f, k_strides[3], q, q_rows, in_n, q_strides[3], HEAD_DIM, BLOCK_D, UPCAST
             )
-            up = row_products(
-                u, u_rows, in_f, u_strides[3], q, q_rows, in_n, q_strides[3], HEAD_DIM, BLOCK_D, UPCAST
-            )
+            if u is not None:
+                up = row_products(
+                    u, u_rows, in_f, u_strides[3], q, q_rows, in_n, q_strides[3], HEAD_DIM, BLOCK_D, UPCAST
+                )
+                if up_bias is not None:
+                    up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[:, None]
             d_hidden = row_products(
                 v,
                 v_rows,
@@ -150,19 +161,21 @@ def dk_du_kernel(
             d_hidden *= scale
             if gate_bias is not None:
                 gate += load_bias(gate_bias, f, in_f, hk, e, gate_bias_strides)[:, None]
-            if up_bias is not None:
-                up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[:, None]
             if r is not None:
                 d_hidden *= load_router(r, n, in_n, length, h, e, r_strides)[None, :]
-            d_up = activate(gate, ACTIVATION) * d_hidden
-            d_gate = slope(gate, ACTIVATION) * up * d_hidden
+            d_gate = slope(gate, ACTIVATION)
+            if u is not None:
+                d_up = activate(gate, ACTIVATION) * d_hidden
+                d_gate *= up
+            d_gate *= d_hidden
             q_tile = load_tile(q, q_rows, in_n, d, q_strides[3], HEAD_DIM)
             dk_total = dot(d_gate.to(q_tile.dtype), q_tile, dk_total, UPCAST)
-            du_total = dot(d_up.to(q_tile.dtype), q_tile, du_total, UPCAST)
             if d_gate_bias is not None:
                 d_gate_total += tl.sum(d_gate, 1)
-            if d_up_bias is not None:
-                d_up_total += tl.sum(d_up, 1)
+            if u is not None:
+                du_total = dot(d_up.to(q_tile.dtype), q_tile, du_total, UPCAST)
+                if d_up_bias is not None:
+                    d_up_total += tl.sum(d_up, 1)
 
     if dk is not None:
         store_tile(dk, weight_rows(f, hk, e, dk_strides), in_f, d, dk_total * gate_scale, HEAD_DIM)
@@ -192,7 +205,8 @@ def dv_kernel(
     o = tl.program_id(2) * BLOCK_O + tl.arange(0, BLOCK_O)
     in_f = f < width
     k_rows = weight_rows(f, hk, e, k_strides)
-    u_rows = weight_rows(f, hk, e, u_strides)
+    if u is not None:
+        u_rows = weight_rows(f, hk, e, u_strides)
 
     total = tl.zeros((BLOCK_F, BLOCK_O), tl.float32)
     for h in range(hk * group, (hk + 1) * group):
@@ -203,15 +217,18 @@ def dv_kernel(
             gate = row_products(
                 k, k_rows, in_f, k_strides[3], q, q_rows, in_n, q_strides[3], HEAD_DIM, BLOCK_D, UPCAST
             )
-            up = row_products(
-                u, u_rows, in_f, u_strides[3], q, q_rows, in_n, q_strides[3], HEAD_DIM, BLOCK_D, UPCAST
-            )
+            if u is not None:
+                up = row_products(
+                    u, u_rows, in_f, u_strides[3], q, q_rows, in_n, q_strides[3], HEAD_DIM, BLOCK_D, UPCAST
+                )
+                if up_bias is not None:
+                    up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[:, None]
             gate *= gate_scale
             if gate_bias is not None:
                 gate += load_bias(gate_bias, f, in_f, hk, e, gate_bias_strides)[:, None]
-            if up_bias is not None:
-                up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[:, None]
-            hidden = activate(gate, ACTIVATION) * up
+            hidden = activate(gate, ACTIVATION)
+            if u is not None:
+                hidden *= up
             if r is not None:
                 hidden *= load_router(r, n, in_n, length, h, e, r_strides)[None, :]
             grad_tile = load_tile(
@@ -225,7 +242,7 @@ def backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
-    u: Tensor,
+    u: Tensor | None,
     v: Tensor,
     r: Tensor | None,
     gate_bias: Tensor | None,

@@ -2,12 +2,13 @@
 
 In one head, up to `TOKENS` tokens meet a block of rows of k, u and v: several sub-networks, or a part of
 one where it alone is too wide. Every wide value lives in such a block of at most `BLOCK` elements a thread:
-forward holds three at once and backward six, in float32 (in float64 for float64 operands). Beside them forward
-needs nothing that grows with the problem; backward needs float32 sums of the weight gradients of one head
-where the operands are of lower precision. Operands whose batch and sequence axes cannot be viewed as one
+forward holds three at once and backward six, in float32 (in float64 for float64 operands). Beside them
+forward needs nothing that grows with the problem; backward needs float32 sums of the weight gradients of one
+head where the operands are of lower precision. Operands whose batch and sequence axes cannot be viewed as one
 are copied, one head at a time.
 
-Backward recomputes gate and up: 8 matrix products to the 6 of eager, which reads them from memory.
+Backward recomputes gate and up: 8 matrix products to the 6 of eager, which reads them from memory; without u
+it is 5 to 4.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +42,7 @@ class _Operands(NamedTuple):
 
     q: Tensor
     k: Tensor
-    u: Tensor
+    u: Tensor | None
     v: Tensor
     r: Tensor | None
     gate_bias: Tensor | None
@@ -71,7 +72,7 @@ class _Formula(NamedTuple):
 def forward(
     q: Tensor,
     k: Tensor,
-    u: Tensor,
+    u: Tensor | None,
     v: Tensor,
     r: Tensor | None,
     gate_bias: Tensor | None,
@@ -91,7 +92,7 @@ def forward(
     for h in range(q.shape[2]):
         hk = h // group
         q_h, r_h, out_h = _tokens(q, h), _tokens(r, h), _tokens(out, h)
-        weights = k[hk], u[hk], v[hk]
+        weights = k[hk], _at(u, hk), v[hk]
         biases = _at(gate_bias, hk), _at(up_bias, hk)
         for n in _slices(tokens, block_tokens):
             x = _Operands(q_h[n].to(dtype), *weights, _at(r_h, n, dtype), *biases)
@@ -106,7 +107,7 @@ def backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
-    u: Tensor,
+    u: Tensor | None,
     v: Tensor,
     r: Tensor | None,
     gate_bias: Tensor | None,
@@ -129,7 +130,7 @@ def backward(
     dq, dk, du, dv, dr, d_gate_bias, d_up_bias = grads
 
     for hk in range(kv_heads):
-        weights = k[hk], u[hk], v[hk]
+        weights = k[hk], _at(u, hk), v[hk]
         biases = _at(gate_bias, hk), _at(up_bias, hk)
         weight_grads = [_at(x, hk) for x in (dk, du, dv, d_gate_bias, d_up_bias)]
         weight_sums = [_sum_for(x, dtype) for x in weight_grads]
@@ -151,9 +152,11 @@ def backward(
 
 def _forward_block(out: Tensor, x: _Operands, e: slice, f: slice, formula: _Formula) -> None:
     """Add to `out` what the sub-networks `e`, or their rows `f`, give."""
-    k, u, v = (_rows(w[e, f], x.q.dtype) for w in (x.k, x.u, x.v))
+    k, u, v = _rows(x.k, e, f, x.q.dtype), _rows(x.u, e, f, x.q.dtype), _rows(x.v, e, f, x.q.dtype)
     gate = _product(x.q, k, _bias(x.gate_bias, e, f), formula.gate_scale)
-    hidden = _product(x.q, u, _bias(x.up_bias, e, f)).mul_(formula.activation.function(gate))
+    hidden = formula.activation.function(gate)
+    if u is not None:
+        hidden = _product(x.q, u, _bias(x.up_bias, e, f)).mul_(hidden)
     if x.r is not None:
         _by_subnetwork(hidden, e).mul_(x.r[:, e, None])
     out.addmm_(hidden, v, alpha=formula.scale)
@@ -161,14 +164,14 @@ def _forward_block(out: Tensor, x: _Operands, e: slice, f: slice, formula: _Form
 
 def _backward_block(sums: _Sums, grad: Tensor, x: _Operands, e: slice, f: slice, formula: _Formula) -> None:
     """Add to `sums` what the sub-networks `e`, or their rows `f`, give."""
-    k, u, v = (_rows(w[e, f], x.q.dtype) for w in (x.k, x.u, x.v))
+    k, u, v = _rows(x.k, e, f, x.q.dtype), _rows(x.u, e, f, x.q.dtype), _rows(x.v, e, f, x.q.dtype)
     activation, gate_scale, scale = formula
     gate = _product(x.q, k, _bias(x.gate_bias, e, f), gate_scale)
-    up = _product(x.q, u, _bias(x.up_bias, e, f))
     d_hidden = _product(grad, v, alpha=scale)
-    activated = activation.function(gate)
-
-    hidden = activated * up
+    hidden = activated = activation.function(gate)
+    if u is not None:
+        up = _product(x.q, u, _bias(x.up_bias, e, f))
+        hidden = activated * up
     if sums.r is not None:
         sums.r[:, e].add_(_by_subnetwork(hidden * d_hidden, e).sum(-1))
     if x.r is not None:
@@ -177,15 +180,19 @@ def _backward_block(sums: _Sums, grad: Tensor, x: _Operands, e: slice, f: slice,
     _add_product(sums.v, e, f, hidden, grad, scale)
     del hidden
 
-    d_up = activated.mul_(d_hidden)
-    d_gate = activation.backward(up.mul_(d_hidden), gate)
-    _add_product(sums.u, e, f, d_up, x.q)
-    _add_product(sums.k, e, f, d_gate, x.q, gate_scale)
+    d_activated = d_hidden
+    if u is not None:
+        d_up = activated.mul_(d_hidden)
+        d_activated = up.mul_(d_hidden)
+        if sums.q is not None:
+            sums.q.addmm_(d_up, u)
+        _add_product(sums.u, e, f, d_up, x.q)
+        _add_bias(sums.up_bias, e, f, d_up)
+    d_gate = activation.backward(d_activated, gate)
     if sums.q is not None:
-        sums.q.addmm_(d_up, u).addmm_(d_gate, k, alpha=gate_scale)
-    for bias, d in ((sums.gate_bias, d_gate), (sums.up_bias, d_up)):
-        if bias is not None:
-            bias[e, f].add_(_by_subnetwork(d.sum(0, keepdim=True), e)[0])
+        sums.q.addmm_(d_gate, k, alpha=gate_scale)
+    _add_product(sums.k, e, f, d_gate, x.q, gate_scale)
+    _add_bias(sums.gate_bias, e, f, d_gate)
 
 
 def _compute_dtype(q: Tensor) -> torch.dtype:
@@ -210,9 +217,9 @@ def _at(x: Tensor | None, index: int | slice, dtype: torch.dtype | None = None) 
     return None if x is None else x[index].to(dtype or x.dtype)
 
 
-def _rows(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """[e, f, C] -> [e * f, C], a view where strides and dtype allow."""
-    return weight.to(dtype).flatten(0, 1)
+def _rows(weight: OptionalTensor, e: slice, f: slice, dtype: torch.dtype) -> OptionalTensor:
+    """The rows (e, f) as [e * f, C], a view where strides and dtype allow."""
+    return None if weight is None else weight[e, f].to(dtype).flatten(0, 1)
 
 
 def _bias(bias: Tensor | None, e: slice, f: slice) -> Tensor | None:
@@ -237,6 +244,12 @@ def _add_product(
     """Add `alpha * wide.T @ x` to the rows (e, f) of a weight gradient."""
     if total is not None:
         total[e, f].view(wide.shape[1], x.shape[1]).addmm_(wide.t(), x, alpha=alpha)
+
+
+def _add_bias(total: Tensor | None, e: slice, f: slice, wide: Tensor) -> None:
+    """Add the sum of `wide` over tokens to the rows (e, f) of a bias gradient."""
+    if total is not None:
+        total[e, f].add_(_by_subnetwork(wide.sum(0, keepdim=True), e)[0])
 
 
 def _sum_for(target: OptionalTensor, dtype: torch.dtype) -> OptionalTensor:

@@ -1,8 +1,9 @@
 """The forward kernel in Triton.
 
 A program holds one block of tokens of one head and a block of the columns of v, and walks over all rows of
-all sub-networks. Its gate, up and hidden values never leave the chip. Any sizes and strides; accumulation and
-elementwise arithmetic in float32; hidden is rounded to the operands' dtype once, before the product with v.
+all sub-networks. Its gate, up and hidden values never leave the chip, and without u nothing of up is
+compiled in. Any sizes and strides; accumulation and elementwise arithmetic in float32; hidden is rounded to
+the operands' dtype once, before the product with v.
 """
 
 import triton
@@ -46,19 +47,22 @@ def forward_kernel(
         f = (i % blocks) * BLOCK_F + tl.arange(0, BLOCK_F)
         in_f = f < width
         k_rows = weight_rows(f, hk, e, k_strides)
-        u_rows = weight_rows(f, hk, e, u_strides)
         gate = row_products(
             q, q_rows, in_n, q_strides[3], k, k_rows, in_f, k_strides[3], HEAD_DIM, BLOCK_D, UPCAST
         )
-        up = row_products(
-            q, q_rows, in_n, q_strides[3], u, u_rows, in_f, u_strides[3], HEAD_DIM, BLOCK_D, UPCAST
-        )
+        if u is not None:
+            u_rows = weight_rows(f, hk, e, u_strides)
+            up = row_products(
+                q, q_rows, in_n, q_strides[3], u, u_rows, in_f, u_strides[3], HEAD_DIM, BLOCK_D, UPCAST
+            )
+            if up_bias is not None:
+                up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[None, :]
         gate *= gate_scale
         if gate_bias is not None:
             gate += load_bias(gate_bias, f, in_f, hk, e, gate_bias_strides)[None, :]
-        if up_bias is not None:
-            up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[None, :]
-        hidden = activate(gate, ACTIVATION) * up
+        hidden = activate(gate, ACTIVATION)
+        if u is not None:
+            hidden *= up
         if r is not None:
             hidden *= load_router(r, n, in_n, length, h, e, r_strides)[:, None]
         values = load_tile(v, weight_rows(f, hk, e, v_strides), in_f, o, v_strides[3], OUT_DIM)
@@ -69,7 +73,7 @@ def forward_kernel(
 def forward(
     q: Tensor,
     k: Tensor,
-    u: Tensor,
+    u: Tensor | None,
     v: Tensor,
     r: Tensor | None,
     gate_bias: Tensor | None,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mhf_compile.kernels.flash_mhf.config import Pass, Tiles, tiles
 
-Operands = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+Operands = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 def launch(
