@@ -1,9 +1,9 @@
-"""The command line: `python -m mhf_compile demo`. Each command is a module with an `add_parser`."""
+"""The command line, `python -m mhf_compile`. Each command is a module with an `add_parser`."""
 
 import argparse
 from collections.abc import Sequence
 
-from mhf_compile import demo
+from mhf_compile import demo, explain_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -14,6 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     commands = parser.add_subparsers(metavar="command", required=True)
     demo.add_parser(commands)
+    explain_command.add_parser(commands)
     options = parser.parse_args(arguments)
     options.run(options)
 

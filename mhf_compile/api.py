@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import CodeType
 from typing import Any
 
@@ -14,30 +14,58 @@ from torch._dynamo.convert_frame import register_bytecode_hook
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from mhf_compile.backend import analyse
+from mhf_compile.backend import analyse, check_required
 from mhf_compile.options import PREFIX, parse
+from mhf_compile.places import Places
 from mhf_compile.report import Report
 
 
-def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
+def explain(
+    model: Callable[..., Any], *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any
+) -> Report:
     """What the backend would rewrite in a model, and what not and why.
 
-    The model is run once on the arguments, as it would run compiled but without an inner compiler.
+    The model is run once on the arguments, as it would run compiled but without an inner compiler. A graph
+    that runs for several modules is reported for each.
 
     Args:
         model: a module or function.
         *args: its arguments.
-        **kwargs: its keyword arguments.
+        options: the backend's own options, such as ``{"flashmhf.dense": "always"}``. A model with a keyword
+            argument of this name can be called in a ``lambda``.
+        **kwargs: the model's keyword arguments.
 
     Returns:
         One report over all graphs of the model.
+
+    Raises:
+        OptionError: an unknown ``flashmhf.`` option or value.
+        NotRewritten: fewer rewrites, in all graphs together, than ``flashmhf.require``.
     """
+    return explain_call(model, args, kwargs, options)
+
+
+def explain_call(
+    model: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    options: Mapping[str, Any] | None = None,
+) -> Report:
+    """As :func:`explain`, of a call whose keyword arguments may have any name."""
+    ours, _ = parse({PREFIX + "strict": True, **(options or {})})
     reports: list[Report] = []
     codes: set[CodeType] = set()
+    places = Places(model)
 
     def collect(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        reports.append(analyse(module, parse({PREFIX + "strict": True})[0]))
-        return module
+        places.name(module)
+        report_of = places.follow(module, analyse(module, ours))
+
+        def run(*arguments: Any) -> Any:
+            reports.append(report_of(arguments))
+            return module(*arguments)
+
+        return run
 
     # A module that was compiled in place would run what it was compiled to.
     compiled_in_place = getattr(model, "_compiled_call_impl", None) is not None
@@ -49,10 +77,14 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
         watch.remove()
         for code in codes:  # what was compiled here is not to count against the limit of recompiles
             reset_code(code)
-    return Report(
+    report = Report(
         tuple(rewrite for report in reports for rewrite in report.rewrites),
         tuple(miss for report in reports for miss in report.misses),
+        tuple(dict.fromkeys(note for report in reports for note in report.notes)),
+        places.modules,
     )
+    check_required(report, ours)
+    return report
 
 
 def rewrite(
@@ -72,7 +104,7 @@ def rewrite(
         OptionError: an unknown option or value.
     """
     ours, _ = parse({PREFIX + name: value for name, value in options.items()})
-    result = fx.GraphModule(graph_module, copy.deepcopy(graph_module.graph))
+    result = _copied(graph_module)
     placeholders = [node for node in result.graph.nodes if node.op == "placeholder"]
     if any("example_value" not in node.meta for node in placeholders):
         mode = FakeTensorMode(shape_env=ShapeEnv())
@@ -82,3 +114,12 @@ def rewrite(
                 mode.from_tensor(example, static_shapes=True) if is_tensor else example
             )
     return result, analyse(result, ours)
+
+
+def _copied(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a graph and of the graphs in it, which shares the parameters."""
+    result = fx.GraphModule(module, copy.deepcopy(module.graph))
+    for name, child in module.named_children():
+        if isinstance(child, fx.GraphModule):
+            setattr(result, name, _copied(child))
+    return result

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from textwrap import wrap
+from typing import TypeVar
 
 from torch import fx
 
+from mhf_compile.names import compact, readable, readable_equation
 from mhf_compile.notation import Size
+
+WIDTH = 110
+"""Columns of text: sentences and equations do not pass it. A table may, by the source lines at its end."""
 
 
 @dataclass(frozen=True)
@@ -63,44 +69,145 @@ class Miss:
 
 @dataclass(frozen=True)
 class Report:
-    """What happened to one graph. ``str(report)`` is a table."""
+    """What happened to one graph, or with ``explain`` to a model. ``str(report)`` is a table.
+
+    Attributes:
+        rewrites: what runs as one fused call, in the order of the program.
+        misses: activations that were left alone.
+        notes: what else explains the result, such as that DistributedDataParallel split the graph.
+        modules: (path, class) of each module of an explained model, in its order; else empty.
+    """
 
     rewrites: tuple[Rewrite, ...] = ()
     misses: tuple[Miss, ...] = ()
+    notes: tuple[str, ...] = ()
+    modules: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     def to_json(self) -> str:
-        """The report as a JSON object with the lists ``rewrites`` and ``misses``."""
+        """The report as a JSON object with the lists ``rewrites``, ``misses``, ``notes`` and ``modules``."""
         return json.dumps(asdict(self), indent=1)
 
+    def save(self, path: str | Path) -> None:
+        """Write the report as an HTML page that needs no other file and no network."""
+        from mhf_compile.page import page  # only who wants a page loads it
+
+        Path(path).write_text(page(self), encoding="utf-8")
+
     def __str__(self) -> str:
-        total = len(self.rewrites) + len(self.misses)
-        lines = [f"{len(self.rewrites)} of {total} gated feed-forwards rewritten, each to one fused call"]
-        if self.rewrites:
-            head = ("module", "source", "op", "N", "H", "Hk", "E", "D", "F", "O", "dtype", "proof", "saved")
-            rows = [
-                (
-                    r.module,
-                    r.source,
-                    r.pattern,
-                    r.tokens,
-                    r.heads,
-                    r.kv_heads,
-                    r.subnetworks,
-                    r.head_dim,
-                    r.width,
-                    r.out_dim,
-                    r.dtype,
-                    r.proof,
-                    megabytes(r.saved_bytes),
-                )
-                for r in self.rewrites
-            ]
-            lines += table([head, *rows])
-        lines += [
-            f"not rewritten: {miss.module or '(no module)'} {miss.source}: {miss.reason}"
-            for miss in self.misses
-        ]
+        return self.text()
+
+    def text(self, equations: bool = False) -> str:
+        """The report for a terminal: what differs in nothing but its module has one line.
+
+        Args:
+            equations: whether to show what was read, in index notation.
+        """
+        lines = [headline(self)]
+
+        def add(text: str) -> None:
+            """Add a line, below others, that may be long."""
+            lines.extend(wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    "))
+
+        rewrites = grouped_rewrites(self)
+        if rewrites:
+            lines += table(_telling([_COLUMNS, *(_row(rewrite, modules) for rewrite, modules in rewrites)]))
+        if equations:
+            for rewrite, modules in rewrites:
+                lines.append(f"read: {count(modules) or rewrite.source}")
+                add(rewrite.equation)
+        for miss, modules in grouped_misses(self):
+            lines.append("not rewritten: " + ", ".join(filter(None, (count(modules), miss.source))))
+            add(miss.reason)
+            add(f"what to change: {miss.advice}" if miss.advice else "")
+        for note in self.notes:
+            lines += wrap(f"note: {note}", WIDTH, subsequent_indent="    ")
         return "\n".join(lines)
+
+
+def headline(report: Report) -> str:
+    """The result in one sentence."""
+    total = len(report.rewrites) + len(report.misses)
+    if not total:
+        return "no feed-forward found"
+    saved = total_bytes(report.rewrites)
+    return f"{len(report.rewrites)} of {total} feed-forwards rewritten, each to one fused call" + (
+        f"; {saved} less kept for the backward" if saved else ""
+    )
+
+
+def total_bytes(rewrites: Sequence[Rewrite]) -> str:
+    """What rewrites save together, for people; "" for nothing."""
+    known = sum(r.saved_bytes for r in rewrites if isinstance(r.saved_bytes, int))
+    symbolic = any(isinstance(r.saved_bytes, str) for r in rewrites)
+    return "at least " * symbolic * bool(known) + megabytes(known) if known else ""
+
+
+_COLUMNS = ("module", "N", "H", "Hk", "E", "D", "F", "O", "dtype", "saved", "proof", "op", "source")
+_IMPLIED = {"Hk": "H", "O": "D"}
+"""Columns that are shown where they differ from another."""
+
+
+def _row(rewrite: Rewrite, modules: Sequence[str]) -> tuple[object, ...]:
+    times = f"{len(modules)} x " if len(modules) > 1 else ""
+    return (
+        count(modules),
+        rewrite.tokens,
+        rewrite.heads,
+        rewrite.kv_heads,
+        rewrite.subnetworks,
+        rewrite.head_dim,
+        rewrite.width,
+        rewrite.out_dim,
+        rewrite.dtype,
+        times + megabytes(rewrite.saved_bytes),
+        rewrite.proof,
+        rewrite.pattern,
+        rewrite.source,  # last: a long path then moves nothing
+    )
+
+
+def grouped_rewrites(report: Report) -> list[tuple[Rewrite, list[str]]]:
+    """The first of each that differ in no more than module and equation, readable; and all their modules."""
+    keys = [replace(r, module="", equation="") for r in report.rewrites]
+    return [
+        (replace(first, equation=readable_equation(first.equation)), modules)
+        for first, modules in _grouped(report.rewrites, keys)
+    ]
+
+
+def grouped_misses(report: Report) -> list[tuple[Miss, list[str]]]:
+    """The first of each that differ in nothing but their module, readable; and all their modules."""
+    said = [replace(m, reason=readable(m.reason), advice=readable(m.advice)) for m in report.misses]
+    return _grouped(said, [replace(m, module="") for m in said])
+
+
+Found = TypeVar("Found", Rewrite, Miss)
+
+
+def _grouped(found: Sequence[Found], keys: Sequence[Found]) -> list[tuple[Found, list[str]]]:
+    groups: dict[Found, tuple[Found, list[str]]] = {}
+    for one, key in zip(found, keys, strict=True):
+        groups.setdefault(key, (one, []))[1].append(one.module)
+    return list(groups.values())
+
+
+def count(modules: Sequence[str]) -> str:
+    """Module paths and how many there are: "layers.0-31.mlp (32 modules)"; "" outside of modules."""
+    distinct = len(set(modules))
+    if distinct == len(modules):
+        return compact(modules) + (f" ({distinct} modules)" if distinct > 1 else "")
+    return f"{compact(modules)} ({len(modules)} times)".strip()
+
+
+def _telling(rows: Sequence[Sequence[object]]) -> list[tuple[object, ...]]:
+    """Rows without the columns that say nothing; the first row are their heads."""
+    columns = {column[0]: column for column in zip(*rows, strict=True) if any(column[1:])}
+    for name, like in _IMPLIED.items():
+        if columns[name][1:] == columns[like][1:]:
+            del columns[name]
+    if len(set(columns["op"][1:])) == 1:
+        del columns["op"]
+    return list(zip(*columns.values(), strict=True))
 
 
 def table(rows: Sequence[Sequence[object]]) -> list[str]:
@@ -115,7 +222,9 @@ def table(rows: Sequence[Sequence[object]]) -> list[str]:
 
 def megabytes(count: int | str) -> str:
     """A number of bytes for people."""
-    return f"{count / 2**20:.1f} MiB" if isinstance(count, int) else f"{count} bytes"
+    if isinstance(count, str):
+        return f"{count} bytes"
+    return f"{count / 2**10:.1f} KiB" if 0 < count < 2**20 else f"{count / 2**20:.1f} MiB"
 
 
 def plain(size: Size) -> int | str:
@@ -124,11 +233,15 @@ def plain(size: Size) -> int | str:
 
 
 def module_of(node: fx.Node | None) -> str:
-    """The path of the module that a node comes from, "" outside of modules."""
-    stack = node.meta.get("nn_module_stack") if node is not None else None
+    """The path of the module that a node comes from, "" outside; of an ``nn.SiLU`` its parent's."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values()) if node is not None else []
+    if len(stack) > 1:
+        kind = stack[-1][1]  # a class, or from torch.export the name of one
+        if str(getattr(kind, "__module__", kind)).startswith("torch.nn.modules.activation"):
+            stack.pop()
     if not stack:
         return ""
-    path = str(list(stack.values())[-1][0])
+    path = str(stack[-1][0])
     path = path.removeprefix("L['self']").removeprefix("L['").removeprefix("G['")  # a local, a global
     for old, new in (("._modules['", "."), ("']", ""), ("[", "."), ("]", ""), ("'", "")):
         path = path.replace(old, new)

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.functional import silu
 
 import mhf_compile
-from mhf_compile import OptionError, Report
+from mhf_compile import NotRewritten, OptionError, Report
 from mhf_compile.api import rewrite
 from tests.comparison import LONGEST_SUM, counted_calls
 from tests.programs import BY_NAME, D, F, H
@@ -33,9 +33,9 @@ class Network(nn.Module):
         out = scale * torch.einsum("bthf,hfo->btho", silu(gate) * up, self.v)
         if broken:
             torch._dynamo.graph_break()
-            out = out + torch.einsum(
-                "bthf,hfo->btho", silu(torch.einsum("bthd,hfd->bthf", out, self.k)), self.v
-            )
+            gate, up = (torch.einsum("bthd,hfd->bthf", out, w) for w in (self.k, self.u))
+            hidden = silu(gate) * up
+            out = out + torch.einsum("bthf,hfo->btho", hidden, self.v) + hidden.mean()
         return out
 
 
@@ -86,7 +86,7 @@ def test_explain_with_keyword_arguments() -> None:
 def test_explain_takes_all_graphs_together() -> None:
     report = mhf_compile.explain(Network(), query(), broken=True)
     assert (len(report.rewrites), len(report.misses)) == (1, 1)
-    assert "no up projection" in report.misses[0].reason
+    assert "used elsewhere" in report.misses[0].reason
 
 
 def test_explain_a_compiled_model_again_and_again() -> None:
@@ -117,7 +117,62 @@ def test_explain_leaves_the_model_as_it_was() -> None:
 
 
 def test_explain_a_model_of_nothing() -> None:
-    assert mhf_compile.explain(nn.Linear(3, 3), torch.ones(2, 3)) == Report()
+    report = mhf_compile.explain(nn.Linear(3, 3), torch.ones(2, 3))
+    assert report == Report(modules=(("", "Linear"),))
+
+
+def test_explain_with_options() -> None:
+    spelling = BY_NAME["dense"]
+    (miss,) = mhf_compile.explain(spelling.program, *spelling.tensors()).misses
+    assert "flashmhf.dense is 'auto'" in miss.reason
+    assert 'to "always"' in miss.advice
+    options = {"flashmhf.dense": "always", "flashmhf.prove": "never"}
+    (rewrite,) = mhf_compile.explain(spelling.program, *spelling.tensors(), options=options).rewrites
+    assert rewrite.proof == "not proved"
+    with pytest.raises(OptionError, match=r"flashmhf\.dens'"):
+        mhf_compile.explain(spelling.program, *spelling.tensors(), options={"flashmhf.dens": "always"})
+
+
+def test_explain_requires_of_all_graphs_together() -> None:
+    def twice(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        first = BY_NAME["exponential"].program(q, k, u, v)
+        torch._dynamo.graph_break()
+        return BY_NAME["exponential"].program(first, k, u, v)
+
+    tensors = BY_NAME["exponential"].tensors()
+    assert len(mhf_compile.explain(twice, *tensors, options={"flashmhf.require": 2}).rewrites) == 2
+    with pytest.raises(NotRewritten, match=r"flashmhf\.require is 3, but 2 of 2"):
+        mhf_compile.explain(twice, *tensors, options={"flashmhf.require": 3})
+
+
+class Broken(nn.Module):
+    """A loop with a graph break in it, after which Dynamo compiles the layers, which share their code."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(D), Network().float()) for _ in range(layers))
+        self.tied = self.layers[1]
+
+    def forward(self, q: Tensor) -> Tensor:
+        for layer in (*self.layers, self.tied):
+            torch._dynamo.graph_break()
+            q = layer(q)
+        return q
+
+
+def test_explain_names_the_modules_that_share_a_graph() -> None:
+    report = mhf_compile.explain(Broken(4), query().float())
+    assert [rewrite.module for rewrite in report.rewrites] == [f"layers.{n}.1" for n in (0, 1, 2, 3, 1)]
+    assert report.modules[:3] == (("", "Broken"), ("layers", "ModuleList"), ("layers.0", "Sequential"))
+
+
+def test_explain_knows_the_modules_of_a_compiled_model() -> None:
+    network = Doubled(Network())
+    compiled = torch.compile(network, backend="eager")
+    modules = (("", "Doubled"), ("network", "Network"))
+    assert mhf_compile.explain(compiled, query()).modules == modules
+    network.compile(backend="eager")
+    assert mhf_compile.explain(network, query()).modules == modules
 
 
 # -- rewrite ------------------------------------------------------------------------------------------------

@@ -35,30 +35,98 @@ REWRITE = Rewrite(
 MISS = Miss("flash_mhf", "", "model.py:40", "it is used elsewhere")
 
 
+def lines_of(report: Report, equations: bool = False) -> list[str]:
+    return [" ".join(line.split()) for line in report.text(equations).splitlines()]
+
+
 def test_the_table() -> None:
     short = replace(REWRITE, module="ffn", tokens=64, proof="exact", saved_bytes="8*s0")
-    lines = str(Report((REWRITE, short), (MISS,))).splitlines()
-    assert lines[0] == "2 of 3 gated feed-forwards rewritten, each to one fused call"
-    assert [" ".join(line.split()) for line in lines[1:4]] == [
-        "module source op N H Hk E D F O dtype proof saved",
-        "layers.0.ffn model.py:12 flash_mhf s0*s1 8 2 11 96 256 128 bfloat16 exact, 8 tokens 3.5 MiB",
-        "ffn model.py:12 flash_mhf 64 8 2 11 96 256 128 bfloat16 exact 8*s0 bytes",
+    report = Report((REWRITE, short), (MISS,), ("all is well",))
+    assert lines_of(report) == [
+        "2 of 3 feed-forwards rewritten, each to one fused call; at least 3.5 MiB less kept for the backward",
+        "module N H Hk E D F O dtype saved proof source",
+        "layers.0.ffn s0*s1 8 2 11 96 256 128 bfloat16 3.5 MiB exact, 8 tokens model.py:12",
+        "ffn 64 8 2 11 96 256 128 bfloat16 8*s0 bytes exact model.py:12",
+        "not rewritten: model.py:40",
+        "it is used elsewhere",
+        "note: all is well",
     ]
-    assert len({line.index("flash_mhf") for line in lines[2:4]} | {lines[1].index("op")}) == 1  # aligned
-    assert lines[4:] == ["not rewritten: (no module) model.py:40: it is used elsewhere"]
+    lines = str(report).splitlines()
+    assert (
+        len({line.index("model.py:12") for line in lines[2:4]} | {lines[1].index("source")}) == 1
+    )  # aligned
+
+
+def test_columns_that_say_nothing_are_left_out() -> None:
+    plain_heads = replace(REWRITE, module="", kv_heads=8, out_dim=96, saved_bytes=0)
+    assert lines_of(Report((plain_heads,)))[:2] == [
+        "1 of 1 feed-forwards rewritten, each to one fused call",
+        "N H E D F dtype saved proof source",
+    ]
+    other = replace(plain_heads, pattern="another", kv_heads=4)
+    assert "N H Hk E D F dtype saved proof op source" in lines_of(Report((plain_heads, other)))
+
+
+def test_layers_that_are_alike_are_one_line() -> None:
+    layers = [
+        replace(
+            REWRITE, module=f"layers.{n}.ffn", equation=f"to_{n}[h] = l_self_modules_{n}_parameters_k_[h]"
+        )
+        for n in range(32)
+    ]
+    other = replace(layers[7], heads=4)
+    misses = [
+        Miss(
+            "flash_mhf", f"layers.{n}.mlp", "model.py:40", f"the activation hidden_{n} is returned", "do not"
+        )
+        for n in range(3)
+    ]
+    report = Report((*layers[:7], other, *layers[8:]), (*misses, replace(misses[0], source="model.py:50")))
+    assert lines_of(report, equations=True)[2:] == [
+        "layers.0-6,8-31.ffn (31 modules) "
+        "s0*s1 8 2 11 96 256 128 bfloat16 31 x 3.5 MiB exact, 8 tokens model.py:12",
+        "layers.7.ffn s0*s1 4 2 11 96 256 128 bfloat16 3.5 MiB exact, 8 tokens model.py:12",
+        "read: layers.0-6,8-31.ffn (31 modules)",
+        "to[h] = k[h]",
+        "read: layers.7.ffn",
+        "to[h] = k[h]",
+        "not rewritten: layers.0-2.mlp (3 modules), model.py:40",
+        "the activation hidden is returned",
+        "what to change: do not",
+        "not rewritten: layers.0.mlp, model.py:50",
+        "the activation hidden is returned",
+        "what to change: do not",
+    ]
+
+
+def test_a_module_that_runs_again_and_again() -> None:
+    assert lines_of(Report((), (MISS, MISS)))[1] == "not rewritten: (2 times), model.py:40"
+    inside = replace(MISS, module="cell")
+    assert lines_of(Report((), (inside, inside)))[1] == "not rewritten: cell (2 times), model.py:40"
+
+
+def test_sentences_do_not_pass_the_width() -> None:
+    long = replace(MISS, reason="why " * 60, advice="what " * 60)
+    report = Report((replace(REWRITE, equation=" * ".join(["q[b, t]"] * 60)),), (long,), ("note " * 60,))
+    lines = report.text(equations=True).splitlines()
+    assert max(len(line) for line in lines[3:]) <= 110
+    assert " ".join(lines).count("why") == 60
 
 
 def test_a_report_of_nothing() -> None:
-    assert str(Report()) == "0 of 0 gated feed-forwards rewritten, each to one fused call"
-    assert json.loads(Report().to_json()) == {"rewrites": [], "misses": []}
+    assert str(Report()) == "no feed-forward found"
+    empty = {"rewrites": [], "misses": [], "notes": [], "modules": []}
+    assert json.loads(Report().to_json()) == empty
 
 
 def test_json_round_trip() -> None:
-    report = Report((REWRITE,), (MISS, MISS))
+    report = Report((REWRITE,), (MISS, MISS), ("a note",), (("", "Model"), ("ffn", "Heads")))
     read = json.loads(report.to_json())
-    assert (
-        Report(tuple(Rewrite(**r) for r in read["rewrites"]), tuple(Miss(**m) for m in read["misses"]))
-        == report
+    assert report == Report(
+        tuple(Rewrite(**r) for r in read["rewrites"]),
+        tuple(Miss(**m) for m in read["misses"]),
+        tuple(read["notes"]),
+        tuple(map(tuple, read["modules"])),
     )
     assert asdict(REWRITE) == read["rewrites"][0]
 
@@ -70,7 +138,8 @@ def test_rows_are_aligned_and_not_padded_at_the_end() -> None:
 def test_sizes_for_people() -> None:
     import sympy
 
-    assert [megabytes(0), megabytes(2**20), megabytes("8*s0")] == ["0.0 MiB", "1.0 MiB", "8*s0 bytes"]
+    shown = ["0.0 MiB", "1.5 KiB", "1.0 MiB", "8*s0 bytes"]
+    assert [megabytes(count) for count in (0, 1536, 2**20, "8*s0")] == shown
     assert plain(3) == 3
     assert plain(2 * sympy.Symbol("s0")) == "2*s0"
 
@@ -125,6 +194,22 @@ def test_module_paths() -> None:
     found = reported(Model())
     assert [rewrite.module for rewrite in found] == paths
     assert {rewrite.source for rewrite in found} == {f"tests/test_report.py:{LINE}"}
+
+
+class Activated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(16, 24), nn.Linear(16, 24), nn.Linear(24, 16)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.act(self.gate(x)) * self.up(x))
+
+
+def test_an_activation_is_its_parent_s() -> None:
+    torch._dynamo.reset()
+    (miss,) = mhf_compile.explain(nn.Sequential(Activated()), torch.randn(3, 16)).misses
+    assert miss.module == "0"
 
 
 def test_the_module_of_a_function_of_a_model() -> None:
