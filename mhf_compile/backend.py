@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,7 @@ def flashmhf(
     ours, others = parse(options)
     report = analyse(module, ours)
     _reports.append(report)
-    if len(report.rewrites) < ours.require:
-        raise NotRewritten(f"flashmhf.require is {ours.require}, but {report}")
+    check_required(report, ours)
     passed = {name: value for name, value in (("mode", mode), ("options", others)) if value}
     return compile_inner(module, inputs, ours.inner, {**passed, **kwargs})
 
@@ -76,6 +76,12 @@ def last_reports() -> list[Report]:
     return list(_reports)
 
 
+def check_required(report: Report, options: Options) -> None:
+    """Raise NotRewritten, with the report, where it has fewer rewrites than ``options.require``."""
+    if len(report.rewrites) < options.require:
+        raise NotRewritten(f"flashmhf.require is {options.require}, but {report}")
+
+
 def analyse(module: fx.GraphModule, options: Options) -> Report:
     """Rewrite a Dynamo graph in place, and say what was done and what was not.
 
@@ -83,18 +89,40 @@ def analyse(module: fx.GraphModule, options: Options) -> Report:
     """
     try:
         report = rewrite_graph(module, options)
-    except Exception:
+    except Exception as error:
         if options.strict:
             raise
         log.warning(
             "the analysis failed and the graph is compiled as it is; please report this", exc_info=True
         )
-        return Report()
+        report = Report(notes=(f"the analysis failed, with {type(error).__name__}: {error}",))
+    if report.misses and is_piece():  # what is cut apart leaves a miss
+        report = replace(report, notes=(SPLIT,))
+        warn_of_split()
     log.info("%s", report)
     for rewrite in report.rewrites:
         log.debug("%s: %s", rewrite.source, rewrite.equation)
     trace_structured_artifact("flashmhf_rewrites", "json", report.to_json)
     return report
+
+
+SPLIT = (
+    "DistributedDataParallel's gradient buckets cut this model's graph into pieces, and a feed-forward that "
+    "is cut apart is not found; torch._dynamo.config.optimize_ddp = False keeps it whole (a larger "
+    "bucket_cap_mb only cuts in fewer places)"
+)
+
+
+def is_piece() -> bool:
+    """Whether Dynamo's DDPOptimizer split the graph that is being compiled: then it compiles each piece."""
+    context = torch._guards.TracingContext.try_get()
+    return context is not None and context.ddp_optimizer_ctx is not None
+
+
+@cache
+def warn_of_split() -> None:
+    """Warn of it, once a process."""
+    log.warning("%s", SPLIT)
 
 
 def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
@@ -108,7 +136,10 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
         region.check()
         size = match.unification.size
         if options.refuses(heads=notation.times(size("h"), size("g")), subnetworks=size("e")):
-            raise Refusal(f"dense SwiGLU is left to the inner compiler: flashmhf.dense is {options.dense!r}")
+            raise Refusal(
+                f"a dense feed-forward is left to the inner compiler: flashmhf.dense is {options.dense!r}",
+                advice='set "flashmhf.dense" to "always" to rewrite it all the same',
+            )
         accepted[match] = region, proofs.prove(match, region)
 
     plan: list[Match] = []
@@ -143,7 +174,10 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
 
 
 def _refused(match: Match, error: NoMatch) -> list[Miss]:
-    return [_miss(Unmatched(match.pattern, anchor, error.reason, error.at, error.advice)) for anchor in match.anchors]
+    return [
+        _miss(Unmatched(match.pattern, anchor, error.reason, error.at, error.advice))
+        for anchor in match.anchors
+    ]
 
 
 def _miss(found: Unmatched) -> Miss:

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from mhf_compile import notation
 from mhf_compile.fold import Stacked
 from mhf_compile.match import Match
 from mhf_compile.notation import Axis, Index, Leaf, Size
@@ -43,7 +44,10 @@ class Builder(Generic[T]):
 
     def operand(self, operand: Operand) -> T:
         """An operand of the op, each of its dimensions running over its axes."""
-        first, *others = (self.entry(leaf, operand.dims) for leaf in operand.leaves)
+        first, *others = (
+            *(self.entry(leaf, operand.dims) for leaf in operand.leaves),
+            *(self.call("reciprocal", self.entry(leaf, operand.dims)) for leaf in operand.divisors),
+        )
         for other in others:
             first = self.call("mul", first, other)
         return first if operand.coefficient == 1 else self.scaled(first, operand.coefficient)
@@ -59,12 +63,15 @@ class Builder(Generic[T]):
         wanted = [index.axes for index in match.index]
         result = self._arranged(result, [axis for group in groups for axis in group], wanted)
         for term in match.addends:
-            (leaf,) = term.factors
-            assert isinstance(leaf, Leaf)
-            addend = self.entry(leaf, wanted, expand=False)
-            result = self.call(
-                "add", result, addend if term.coefficient == 1 else self.scaled(addend, term.coefficient)
+            summed = (*wanted, term.bound) if term.bound else wanted
+            addend, *others = (
+                self.entry(leaf, summed, expand=False) for leaf in notation.leaves(term.factors)
             )
+            for other in others:
+                addend = self.call("mul", addend, other)
+            addend = self.call("sum", addend, -1) if term.bound else addend
+            addend = addend if term.coefficient == 1 else self.scaled(addend, term.coefficient)
+            result = self.call("add", result, addend)
         return result
 
     def entry(self, leaf: Leaf, groups: Groups, expand: bool = True) -> T:
@@ -107,7 +114,10 @@ class Builder(Generic[T]):
             kept = slice(offset, offset + (count - 1) * stride + 1, stride)
             return self.call(operator.getitem, tensor, (*before, kept)), [axis]
         start = offset // stride * stride
-        if start + count * stride > int(size):
+        if Index(offset - start, tuple(rest)).last >= stride:
+            start = offset  # it runs into the next step: the steps begin at the offset
+        overlaps = not notation.at_most(Index(offset - start, tuple(rest)).last, stride - 1)
+        if overlaps or start + count * stride > int(size):
             raise NoMatch(f"an operand is no strided view ({index} of {size})")
         tensor = self.call(operator.getitem, tensor, (*before, slice(start, start + count * stride)))
         tensor = self.call("unflatten", tensor, dim, (count, stride))

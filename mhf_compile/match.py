@@ -10,31 +10,44 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import sympy
+import torch
 
 from mhf_compile import notation
 from mhf_compile.activation import Activations
+from mhf_compile.alike import Alike
+from mhf_compile.fold import parts
 from mhf_compile.normal import normal_form
 from mhf_compile.notation import Axis, Func, Index, Leaf, Term, Unreadable
 from mhf_compile.patterns import PATTERNS, Pattern
-from mhf_compile.read import Reader
+from mhf_compile.read import DTYPES, Reader, entry_axes
 from mhf_compile.record import record_function
+from mhf_compile.rules import RULES
 from mhf_compile.tape import Op, Scope, Tape, Value
-from mhf_compile.unify import NoMatch, Refusal, Unification, unify
+from mhf_compile.unify import NO_DROPOUT, NoMatch, Refusal, Unification, unify
 
 log = logging.getLogger(__name__)
 
-CONTRACTIONS = 4
-"""A value that an activation reaches only through more products than this is no candidate."""
+CONTRACTIONS = 6
+"""A value that an activation reaches only through more products and sums than this is no candidate."""
+
+
+NORMS = frozenset(
+    ["pow", "native_layer_norm", "native_group_norm", "_fused_rms_norm", "linalg_vector_norm", "var_mean"]
+)
+"""Operations that norms are made of."""
+
+
+_GRAD = "put no_grad around all of it"
 
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """A value that is a pattern's formula of some leaves, plus terms with no activation in them."""
+    """A value that is a pattern's formula of some leaves, plus sums of products of leaves."""
 
     pattern: Pattern
     scope: Scope
@@ -47,6 +60,8 @@ class Match:
     visited: Mapping[Value, tuple[Index, ...]]
     hints: Mapping[sympy.Symbol, int]
     """A value of each symbolic size that satisfies every guard."""
+    alike: Alike
+    """Tells which values are computed alike."""
 
     @property
     def equation(self) -> str:
@@ -69,7 +84,7 @@ class Match:
     def leaves(self) -> Iterator[Leaf]:
         """The leaves of the operands and of the addends."""
         for operand in self.unification.operands.values():
-            yield from operand.leaves
+            yield from operand.entries
         for term in self.addends:
             yield from notation.leaves(term.factors)
 
@@ -83,6 +98,19 @@ class Unmatched:
     reason: str
     at: Value | None = None
     advice: str = ""
+    progress: int = 0
+    is_pattern: bool = False
+    """Whether it is the pattern but for what the reason says."""
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """How near it is to a match."""
+        return self.is_pattern, self.progress
+
+
+EVIDENT = frozenset(["silu", "gelu", "gelu_tanh", "relu", "relu_squared"])
+"""Functions that are activations wherever they stand. Others, such as a router's sigmoid, are looked at after
+these, and are in the report only where the rest of a pattern is there."""
 
 
 def find(tape: Tape, accept: Callable[[Match], None] = lambda match: None) -> list[Match | Unmatched]:
@@ -92,19 +120,32 @@ def find(tape: Tape, accept: Callable[[Match], None] = lambda match: None) -> li
         tape: the recorded graph.
         accept: raises Refusal for a match that cannot be rewritten; then a smaller one is looked for.
     """
-    found: list[Match | Unmatched] = []
-    for pattern in PATTERNS:
-        activations = Activations(tape, pattern.activations)
-        settled: list[Match] = []
-        while True:  # the root of a match is an operand of what follows
-            results = list(_Search(tape, pattern, activations, settled).run(accept))
-            matches = [result for result in results if isinstance(result, Match)]
-            settled += matches
-            if not matches or len(matches) == len(results):
-                break
-        found += [*settled, *(result for result in results if isinstance(result, Unmatched))]
+    activations = Activations(tape)
+    evident = {anchor for anchor, name in activations.anchors.items() if name in EVIDENT}
+    settled: list[Match] = []
+    missed: list[Unmatched] = []
+    for tier in (evident, activations.anchors.keys() - evident):
+        nearest: dict[Value, Unmatched] = {}
+        growing = True
+        while growing:  # the root of a match is an operand of what follows
+            growing = False
+            for pattern in PATTERNS:
+                search = _Search(tape, pattern, activations, tier, settled)
+                for result in search.run(accept):
+                    if isinstance(result, Match):
+                        settled.append(result)
+                        growing = True
+                    elif (
+                        result.rank > nearest.get(result.anchor, result).rank or result.anchor not in nearest
+                    ):
+                        nearest[result.anchor] = result
+        done = {anchor for match in settled for anchor in match.anchors}
+        missed += [
+            m for anchor, m in nearest.items() if anchor not in done and (anchor in evident or m.is_pattern)
+        ]
     return sorted(
-        found, key=lambda f: min(a.time for a in f.anchors) if isinstance(f, Match) else f.anchor.time
+        [*settled, *missed],
+        key=lambda f: min(a.time for a in f.anchors) if isinstance(f, Match) else f.anchor.time,
     )
 
 
@@ -112,21 +153,35 @@ class _Search:
     """The search for one pattern on one tape, beside matches that are settled."""
 
     def __init__(
-        self, tape: Tape, pattern: Pattern, activations: Activations, settled: Sequence[Match] = ()
+        self,
+        tape: Tape,
+        pattern: Pattern,
+        activations: Activations,
+        anchors: Collection[Value],
+        settled: Sequence[Match] = (),
     ) -> None:
         self.tape = tape
         self.pattern = pattern
         self.activations = activations
-        done = {anchor for match in settled for anchor in match.anchors}
-        roots = {match.root for match in settled}
-        self.anchors = [anchor for anchor in activations.anchors if anchor not in done]
+        inside = {value for match in settled for value in (*match.anchors, *match.visited)}
+        inside -= {value for match in settled for leaf in match.leaves for value in parts(leaf.value)}
+        self.anchors = dict.fromkeys(sorted((a for a in anchors if a not in inside), key=lambda a: a.time))
         self.carried: dict[Value, frozenset[Value]] = {anchor: frozenset({anchor}) for anchor in self.anchors}
         self.depth: dict[Value, int] = dict.fromkeys(self.anchors, 0)
-        self.reasons: dict[Value, tuple[str, Value]] = {}
-        self.sealed = roots | set(self.anchors)
+        self.reasons: dict[Value, NoMatch] = {}
+        self.upstream: dict[Value, frozenset[Value]] = {}  # the anchors that an anchor is computed from
+        self.sealed = {match.root for match in settled} | set(self.anchors)
+        self.joined: set[Value] = set()  # carried values, parts of which may come from elsewhere
+        self.zeros: set[Value] = set()  # such parts that are zero
         reader = Reader()
-        for value in tape.values:
-            if value not in self.carried and value not in roots and value.op is not None:
+        for value in tape.values if self.anchors else ():
+            if value.op is None or value in inside:
+                continue
+            if value in self.anchors:
+                reaching = [v for v in value.op.inputs if v in self.carried]
+                self.upstream[value] = frozenset[Value]().union(*(self.carried[v] for v in reaching))
+                self._stop(reaching, NoMatch(f"{value.op.name} is applied to it", value))
+            else:
                 self._carry(reader, value, value.op)
 
     # -- candidates
@@ -138,27 +193,53 @@ class _Search:
             return
         rule = reader.rule(value)
         if rule is None or rule.products is None:
-            return self._stop(reaching, f"{op.name} is applied to it", value)
+            return self._stop(reaching, _why_not(op, value))
+        if rule.kind == "join" or (rule.kind == "move" and not self.joined.isdisjoint(reaching)):
+            shown = reader.operand(Leaf(value, entry_axes(value)))
+            if shown is None:
+                self.zeros.add(value)
+            if shown is None or (shown.value is not value and shown.value not in self.carried):
+                return  # a part that the activation is not in
+            self.joined.add(value)
         carried: frozenset[Value] = frozenset()
         depth = 0
         for product in rule.products(op):
-            factors = [v for v in product if v in self.carried]
+            factors = self._latest([v for v in product if v in self.carried])
             if len(factors) > 1:
-                return self._stop(factors, "it is multiplied with another activation", value)
+                reason = NoMatch(f"it is multiplied with {factors[0]}, which has an activation in it", value)
+                return self._stop(factors, _why_not(op, value) if op.name in NORMS else reason)
             if factors:
                 carried |= self.carried[factors[0]]
                 depth = max(depth, self.depth[factors[0]])
-            elif rule.kind not in ("contract", "join") and not all(map(_is_zero, product or (None,))):
-                return self._stop(reaching, "something else is added to it", value)
-        depth += rule.kind == "contract" and len(op.args) > 1 and isinstance(op.args[1], Value)
+            elif rule.kind not in ("product", "sum", "join") and not all(
+                map(self._is_zero, product or (None,))
+            ):
+                return self._stop(reaching, NoMatch("something else is added to it", value))
+        depth += rule.kind in ("product", "sum")
         if carried and depth <= CONTRACTIONS:
             self.carried[value], self.depth[value] = carried, depth
             self.sealed.add(value)
 
-    def _stop(self, values: list[Value], reason: str, at: Value) -> None:
-        for value in values:
-            for anchor in self.carried[value]:
-                self.reasons.setdefault(anchor, (reason, at))
+    def _is_zero(self, value: Value | None) -> bool:
+        """Whether a value is known to be zero everywhere."""
+        while value is not None and value.op is not None and value not in self.zeros:
+            if value.op.name in ("zeros", "zeros_like", "new_zeros", "zero"):
+                return True
+            rule = Reader().rule(value)
+            if rule is None or rule.kind != "move":
+                return False
+            value = next(iter(value.op.inputs))
+        return value in self.zeros
+
+    def _latest(self, factors: list[Value]) -> list[Value]:
+        """The factors whose activations the others are not computed from."""
+        before = frozenset[Value]().union(*(self.upstream[a] for v in factors for a in self.carried[v]))
+        return [v for v in factors if not self.carried[v] <= before] or factors
+
+    def _stop(self, values: list[Value], reason: NoMatch) -> None:
+        for anchor in (anchor for value in values for anchor in self.carried[value]):
+            if anchor not in self.reasons or reason.progress > self.reasons[anchor].progress:
+                self.reasons[anchor] = reason
 
     def run(self, accept: Callable[[Match], None]) -> Iterator[Match | Unmatched]:
         matched: set[Value] = set()
@@ -170,12 +251,14 @@ class _Search:
             for v in self.carried
             if v in returned
             or not v.users
-            or any(o not in self.carried for user in v.users for o in user.outputs)
+            or any(self.carried[v].isdisjoint(self.carried.get(o, ())) for u in v.users for o in u.outputs)
         ]
         pending = sorted(ends, key=lambda v: v.time)
         while pending:
             value = pending.pop()
             root = self._root(value)
+            if root is None and self._is_end_of_call(value):
+                root = value
             if value in seen or self.carried[value] <= matched:
                 continue
             seen.add(value)
@@ -194,7 +277,7 @@ class _Search:
                     log.debug("%s is no %s: %s", root, self.pattern.name, error)
                     for anchor in self.carried[root]:
                         refusals.setdefault(anchor, []).append(error)
-            if value.op is not None and value not in self.activations.anchors:
+            if value.op is not None and value not in self.anchors:
                 pending += sorted((v for v in value.op.inputs if v in self.carried), key=lambda v: v.time)
         for anchor in self.anchors:
             if anchor not in matched:
@@ -204,26 +287,40 @@ class _Search:
         self, anchor: Value, refusals: list[NoMatch | Unreadable], returned: frozenset[Value]
     ) -> Unmatched:
         """An anchor with the reason nearest to a match: a refused region's, else the smallest candidate's."""
-        nearest = [e for e in refusals if isinstance(e, Refusal)][:1] or refusals[-1:]
-        for error in nearest:
-            at, advice = (error.at, error.advice) if isinstance(error, NoMatch) else (None, "")
-            return Unmatched(self.pattern, anchor, str(error), at, advice)
+        assert anchor.op is not None
+        transforms = [t.lower() for t in anchor.op.state.transforms if t != "Vmap"]
+        if transforms:
+            return Unmatched(
+                self.pattern, anchor, f"it is inside a transform of torch.func ({transforms[0]})"
+            )
+        if anchor.op.scope is not None and anchor.op.scope.inside:
+            return Unmatched(self.pattern, anchor, f"it is inside {anchor.op.scope.inside}")
+        stopped = self.reasons.get(anchor, NoMatch("", progress=-1000))
+        errors = [e if isinstance(e, NoMatch) else NoMatch(str(e)) for e in refusals]
+        refused = [e for e in errors if isinstance(e, Refusal)][:1]
+        errors = [*refused] or errors[::-1]
+        if errors:
+            told = max(*errors, stopped, key=lambda e: (isinstance(e, Refusal), e.progress))
+            is_pattern = isinstance(told, Refusal)
+            return Unmatched(
+                self.pattern, anchor, told.reason, told.at, told.advice, told.progress, is_pattern
+            )
         if anchor in self.reasons:
-            reason, at = self.reasons[anchor]
-            return Unmatched(self.pattern, anchor, f"it reaches no product with values: {reason}", at)
+            reason = f"it reaches no product with values: {stopped.reason}"
+            return Unmatched(self.pattern, anchor, reason, stopped.at, stopped.advice, stopped.progress)
         if any(anchor in anchors and value in returned for value, anchors in self.carried.items()):
             reason = (
                 "it leaves the graph before a product with values: it is returned, or the graph breaks there"
             )
-        else:
-            reason = "it reaches no product with values"
-        return Unmatched(self.pattern, anchor, reason, anchor)
+            advice = 'if the graph breaks there (TORCH_LOGS="graph_breaks" tells), remove the break'
+            return Unmatched(self.pattern, anchor, reason, anchor, advice)
+        return Unmatched(self.pattern, anchor, "it reaches no product with values", anchor)
 
     def _root(self, value: Value) -> Value | None:
         """The smallest value with a node of which a value is a rearrangement."""
         root = value if self._has_node(value) else None
         reader = Reader()
-        while value not in self.activations.anchors and value.op is not None:
+        while value not in self.anchors and value.op is not None:
             rule = reader.rule(value)
             if rule is None or rule.kind != "move" or rule.products is None:
                 break
@@ -231,12 +328,22 @@ class _Search:
             root = value if self._has_node(value) else root
         return root
 
+    def _is_end_of_call(self, value: Value) -> bool:
+        """Whether a value inside a call of the program could be a root, and no rearrangement of it could."""
+        if value.op is None or value.op.scope is None:
+            return False
+        moved = (o for user in value.users for o in user.outputs if o in self.carried)
+        if any((rule := Reader().rule(o)) is not None and rule.kind == "move" for o in moved):
+            return False
+        return self.tape.is_inside(value, value.op.scope, value.time)
+
     @staticmethod
     def _has_node(value: Value) -> bool:
         return (
             value.op is not None
             and value.op.scope is not None
             and bool(value.handle.nodes_in(value.op.scope))
+            and not any(user.reshapes and user.writes is value for user in value.users)
         )
 
     # -- normal form
@@ -248,26 +355,44 @@ class _Search:
 
         def fitness(value: Value) -> int:
             """Whether a value's tensor is at hand where the root is made, or at least was before."""
-            at_hand = value.node_at(scope, root.time) is not None
+            at_hand = self.tape.is_at_hand(value, scope, root.time)
             lasts = value.expires == math.inf or not root.requires_grad  # until the backward, which reads it
             return at_hand + (at_hand and lasts) + bool(value.handle.nodes_in(scope))
 
         grad = root.op.state.grad_enabled
-        for anchor in self.carried[root]:
+        anchors = self.carried[root]
+        for anchor in anchors:
             if anchor.op is not None and anchor.op.state.grad_enabled != grad:
-                raise Refusal("grad mode changes inside it", anchor)
-        reader = Reader(fitness, grad, self.sealed)
+                kind = Refusal if self.activations.anchors[anchor] in EVIDENT else NoMatch
+                raise kind("grad mode changes inside it", anchor, advice=_GRAD)
+
+        def sealed(value: Value) -> bool:
+            """Whether a value may be the root of another match."""
+            return value in self.sealed and anchors.isdisjoint(self.carried.get(value, ()))
+
+        reader = Reader(fitness, grad, sealed)
         index, terms = normal_form(root, self.activations, self.carried, reader)
         gated = [t for t in terms if any(isinstance(f, Func) for f in t.factors)]
         if len(gated) != 1:
             raise NoMatch(
-                f"{len(gated)} different gated terms are added up, which are not one sum over an axis"
+                f"{len(gated)} different activations are added up, which are not one sum over an axis"
             )
         addends = tuple(t for t in terms if t is not gated[0])
         for term in addends:
-            if len(term.factors) != 1 or not isinstance(term.factors[0], Leaf) or term.bound:
-                raise NoMatch("a product without an activation is added to it")
-        unification = unify(self.pattern, normal_pattern(self.pattern), gated[0], index)
+            if not term.factors or not all(isinstance(factor, Leaf) for factor in term.factors):
+                raise NoMatch("something else is added to it, or only a part of it is written")
+        formula, alike = normal_pattern(self.pattern), self.activations.alike
+        try:
+            unification = unify(self.pattern, formula, gated[0], index, alike)
+        except NoMatch as error:
+            if error.at is not None and error.at.op is not None and error.at.op.state.grad_enabled != grad:
+                raise NoMatch("grad mode changes inside it", error.at, error.progress, _GRAD) from error
+            raise
+        if unification.activation not in self.pattern.activations:
+            raise Refusal(
+                f"the activation is {unification.activation}, none that the op knows",
+                advice=f"the op knows {', '.join(sorted(self.pattern.activations))}",
+            )
         visited = {value: tuple(reader.current(i) for i in at) for value, at in reader.visited.items()}
         return Match(
             self.pattern,
@@ -280,19 +405,33 @@ class _Search:
             gated[0],
             visited,
             self.tape.hints,
+            alike,
         )
 
 
-def _is_zero(value: Value | None) -> bool:
-    """Whether a value is known to be zero everywhere."""
-    while value is not None and value.op is not None:
-        if value.op.name in ("zeros", "zeros_like", "new_zeros", "zero"):
-            return True
-        rule = Reader().rule(value)
-        if rule is None or rule.kind != "move":
-            return False
-        value = next(iter(value.op.inputs))
-    return False
+_PICKS = frozenset(
+    ["index", "index_select", "gather", "index_put", "index_add", "scatter_add", "nonzero", "_grouped_mm"]
+)
+
+
+def _why_not(op: Op, value: Value) -> NoMatch:
+    """Why an operation that is applied to an activation ends the search."""
+    if op.name == "pow":
+        return NoMatch("it is squared as well, as a norm or a penalty does", value, 2000)
+    if op.name in NORMS:
+        return NoMatch(f"it is normalised ({op.name}) before the product with the values", value, 2000)
+    if op.random or "dropout" in op.name:
+        advice = NO_DROPOUT if "dropout" in op.name else ""
+        return NoMatch(f"dropout or other randomness is inside ({op.name})", value, 2000, advice)
+    if op.name == "_to_copy":
+        return NoMatch(f"it is cast to {str(value.dtype).removeprefix('torch.')}", value)
+    others = [v.dtype for v in op.inputs if v.dtype not in DTYPES]
+    if op.name in RULES and others:
+        dtype = str(others[0]).removeprefix("torch.")
+        return NoMatch(f"it is combined ({op.name}) with a tensor of {dtype}", value)
+    if op.name in _PICKS:
+        return NoMatch(f"its rows are picked by data ({op.name}), as in sparse routing", value, 2000)
+    return NoMatch(f"{op.title} is applied to it", value)
 
 
 @cache
@@ -302,12 +441,11 @@ def normal_pattern(pattern: Pattern) -> tuple[Mapping[Value, str], tuple[Index, 
         tuple(notation.product([pattern.sizes[a] for a in dim.split()]) for dim in dims)
         for dims in pattern.operands.values()
     ]
-    activation = next(iter(pattern.activations))
     tape, values, result = record_function(
-        lambda *operands: pattern.formula(*operands, activation, *pattern.scalars.values()), *shapes
+        lambda *operands: pattern.formula(*operands, torch.relu, *pattern.scalars.values()), *shapes
     )
-    activations = Activations(tape, pattern.activations)
-    search = _Search(tape, pattern, activations)
+    activations = Activations(tape)
+    search = _Search(tape, pattern, activations, activations.anchors)
     index, terms = normal_form(result, activations, search.carried, Reader())
     (term,) = terms
     names = {value: name for value, name in zip(values, pattern.operands, strict=True) if value is not None}

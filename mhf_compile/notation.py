@@ -72,12 +72,16 @@ _serial = itertools.count()
 
 
 class Axis:
-    """An axis of iteration, 0 <= axis < size. Axes are equal only to themselves."""
+    """An axis of iteration, 0 <= axis < size. Axes are equal only to themselves.
 
-    __slots__ = ("name", "size")
+    ``pieced`` is one that was put together from pieces, whose sizes are numbers in the program.
+    """
 
-    def __init__(self, size: Size, name: str = "") -> None:
+    __slots__ = ("name", "pieced", "size")
+
+    def __init__(self, size: Size, name: str = "", pieced: bool = False) -> None:
         self.size = size
+        self.pieced = pieced
         self.name = name or f"a{next(_serial)}"
 
     def __repr__(self) -> str:
@@ -239,7 +243,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Func:
-    """An elementwise function of an entry (until it is read) or of a sum of terms."""
+    """An elementwise function of an entry (until it is read) or of a sum of terms; unnamed, that sum."""
 
     name: str
     argument: Leaf | tuple[Term, ...]
@@ -253,7 +257,7 @@ class Func:
 
     def __repr__(self) -> str:
         inner = self.argument if isinstance(self.argument, Leaf) else equation(self.argument)
-        return f"({inner})" if self.name == "identity" else f"{self.name}({inner})"
+        return f"{self.name}({inner})"
 
 
 @dataclass(frozen=True)
@@ -340,6 +344,41 @@ def substitute(term: Term, axes: Mapping[Axis, Index]) -> Term:
             factors.append(visit(factor))
     bound = [a for axis in term.bound for a in (axes[axis].axes if axis in axes else (axis,))]
     return replace(term, factors=tuple(factors), bound=tuple(bound))
+
+
+def renamed(term: Term, name: Callable[[Tensor], Tensor]) -> Term:
+    """A term with other tensors in place of those that its factors are entries of."""
+
+    def visit(factor: Factor) -> Factor:
+        match factor:
+            case Leaf(value, index):
+                return Leaf(name(value), index)
+            case Func(called, Leaf(value, index)):
+                return Func(called, Leaf(name(value), index))
+            case Func(called, tuple() as inner):
+                return Func(called, tuple(renamed(t, name) for t in inner))
+        return factor
+
+    return replace(term, factors=tuple(map(visit, term.factors)))
+
+
+def resolved(term: Term, splits: Mapping[Axis, Index]) -> Term:
+    """A term in which the axes that were split, and those that they were split into, are their digits."""
+    while inside := {axis: splits[axis] for f in term.factors for axis in f.axes if axis in splits}:
+        term = substitute(term, inside)
+    return term
+
+
+def pinned(term: Term) -> Term:
+    """A term in which an axis is, beside its delta, the index that the delta says it is."""
+    where = {f.axis: f.index for f in term.factors if isinstance(f, Delta)}
+    if not where:
+        return term
+    others = tuple(f for f in term.factors if not isinstance(f, Delta))
+    kept = tuple(Delta(axis, index) for axis, index in where.items() if axis not in term.bound)
+    bound = tuple(axis for axis in term.bound if axis not in where)
+    moved = substitute(Term(term.coefficient, others), where)
+    return replace(moved, factors=(*kept, *moved.factors), bound=bound)
 
 
 def deltas(index: Index, constant: Size) -> tuple[Delta, ...]:

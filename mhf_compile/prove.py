@@ -2,9 +2,10 @@
 
 The region of a match and the pattern's formula, with the views that the rewrite makes around it, are run on
 random integers modulo a prime p just below 2**20, in float64: products are below 2**40 and sums of 8192 of
-them below 2**53, so all arithmetic is exact. ``exp``, ``erf``, ``tanh`` and ``relu`` are random tables;
-``sigmoid(x)`` is ``1 / (1 + exp(-x))`` and ``silu(x)`` is ``x * sigmoid(x)`` in the field. Two programs that
-agree are then equal for every such function, up to the odds of Schwartz and Zippel: degree / p an entry.
+them below 2**53, so all arithmetic is exact. ``exp`` (with ``exp(x) * exp(-x) = 1``), ``erf`` (odd) and
+``relu`` (x or 0) are random tables; sigmoid, tanh, silu and both gelus are made of these in the field. Two
+programs that agree are then equal for every such function, up to the odds of Schwartz and Zippel: degree / p
+an entry.
 
 Tokens are never contracted, so few of them prove as much as many. Over a work budget, and where sizes are
 symbolic, the proof runs on few tokens; the sizes that the program's views name are then taken from the digits
@@ -17,7 +18,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import sympy
@@ -25,13 +26,15 @@ import torch
 from torch import Tensor
 
 from mhf_compile import notation
+from mhf_compile.alike import Alike
 from mhf_compile.build import Builder
+from mhf_compile.kernels.activations import ACTIVATIONS
 from mhf_compile.match import Match
 from mhf_compile.notation import Axis, Index, Size
 from mhf_compile.record import record_function
 from mhf_compile.region import Region
 from mhf_compile.report import source_of
-from mhf_compile.rules import RULES, permutation, slicing
+from mhf_compile.rules import RULES, function_name, permutation, scalar, slicing
 from mhf_compile.tape import Op, Value
 from mhf_compile.unify import Refusal
 
@@ -55,26 +58,60 @@ def number(value: Fraction) -> int:
 
 
 def _inverse(x: Tensor) -> Tensor:
-    """X ** (p - 2): one over x, and 0 of 0."""
-    result, exponent = torch.ones_like(x), PRIME - 2
-    while exponent:
-        if exponent & 1:
-            result = result * x % PRIME
-        x, exponent = x * x % PRIME, exponent >> 1
-    return result
+    """One over x, and 0 of 0."""
+    return _table("reciprocal")[x.long()]
+
+
+def _inverses() -> Tensor:
+    """The inverse of each element: g**i and g**(p - 1 - i) for the powers of a primitive root g."""
+    factors = [n for n in range(2, PRIME) if (PRIME - 1) % n == 0 and all(n % m for m in range(2, n))]
+    root = next(g for g in range(2, PRIME) if all(pow(g, (PRIME - 1) // f, PRIME) != 1 for f in factors))
+    powers = torch.ones(1, dtype=torch.float64)
+    while len(powers) < PRIME - 1:
+        powers = torch.cat([powers, powers * pow(root, len(powers), PRIME) % PRIME])
+    powers = powers[: PRIME - 1].long()
+    inverses = torch.zeros(PRIME, dtype=torch.float64)
+    inverses[powers] = powers.flip(0).roll(1).double()
+    return inverses
 
 
 @cache
 def _table(name: str) -> Tensor:
     """An elementwise function at every element of the field."""
-    if name == "sigmoid":
-        return _inverse((1 + _table("exp").flip(0).roll(1)) % PRIME)
-    if name == "silu":
-        return torch.arange(PRIME, dtype=torch.float64) * _table("sigmoid") % PRIME
-    if name == "reciprocal":
-        return _inverse(torch.arange(PRIME, dtype=torch.float64))
+    x = torch.arange(PRIME, dtype=torch.float64)
+    half = number(Fraction(1, 2))
+    match name:
+        case "reciprocal":
+            return _inverses()
+        case "sigmoid":  # 1 / (1 + exp(-x))
+            return _inverse((1 + _reflected(_table("exp"))) % PRIME)
+        case "tanh":  # 2 sigmoid(2 x) - 1
+            return (2 * _table("sigmoid")[(2 * x % PRIME).long()] - 1) % PRIME
+        case "erfc":
+            return (1 - _table("erf")) % PRIME
+        case "silu":
+            return x * _table("sigmoid") % PRIME
+        case "gelu":  # x / 2 (1 + erf(x / sqrt(2)))
+            inner = x * number(Fraction(math.sqrt(0.5))) % PRIME
+            return x * half % PRIME * (1 + _table("erf")[inner.long()]) % PRIME
+        case "gelu_tanh":  # x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3)))
+            cube = x * x % PRIME * x % PRIME * number(Fraction(0.044715))
+            inner = (x + cube) % PRIME * number(Fraction(math.sqrt(2 / math.pi))) % PRIME
+            return x * half % PRIME * (1 + _table("tanh")[inner.long()]) % PRIME
     generator = torch.Generator().manual_seed(sum(name.encode()))
-    return torch.randint(PRIME, (PRIME,), generator=generator).double()
+    if name == "relu":  # x where some bit is set, so that relu(x) relu(x) = x relu(x)
+        return x * torch.randint(2, (PRIME,), generator=generator)
+    if name == "exp":  # exp(x) exp(-x) = 1
+        some = torch.randint(1, PRIME, (PRIME,), generator=generator).double()
+        some[0] = 1
+        return torch.where(x <= PRIME // 2, some, _inverse(_reflected(some)))
+    some = torch.randint(PRIME, (PRIME,), generator=generator).double()
+    return (some - _reflected(some)) % PRIME if name == "erf" else some  # erf(-x) = -erf(x)
+
+
+def _reflected(table: Tensor) -> Tensor:
+    """The table of f(-x)."""
+    return table.flip(0).roll(1)
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -90,8 +127,14 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
 class _Replay:
     """Runs recorded operations modulo the prime on tensors that may have fewer tokens than were recorded."""
 
-    def __init__(self, shape: Callable[[Value], tuple[int, ...]], known: Mapping[Value, Tensor]) -> None:
+    def __init__(
+        self,
+        shape: Callable[[Value], tuple[int, ...]],
+        known: Mapping[Value, Tensor],
+        alike: Callable[[Value, Value], bool],
+    ) -> None:
         self.shape = shape
+        self.alike = alike
         self.tensors = dict(known)
 
     def run(self, values: Iterable[Value]) -> None:
@@ -103,9 +146,14 @@ class _Replay:
 
     def _get(self, argument: object) -> Tensor:
         if isinstance(argument, Value):
+            if argument not in self.tensors:  # something computed like it was read in its place
+                twin = next((v for v in self.tensors if self.alike(v, argument)), None)
+                if twin is None:
+                    raise Refusal(f"the proof does not know {argument}")
+                self.tensors[argument] = self.tensors[twin]
             return self.tensors[argument]
         if isinstance(argument, (int, float)):
-            return torch.tensor(float(number(Fraction(argument))), dtype=torch.float64)
+            return torch.tensor(float(number(scalar(argument))), dtype=torch.float64)
         raise Refusal(f"the proof cannot take {argument}")
 
     def _compute(self, op: Op, value: Value) -> Tensor:
@@ -133,7 +181,7 @@ class _Replay:
             case "select" | "slice" | "split" | "split_with_sizes" | "unbind":
                 return _sliced(get(args[0]), op, value.output, shape)
             case "cat":
-                return torch.cat([get(piece) for piece in args[0]], *args[1:])
+                return self._cat(op, shape)
             case "stack":
                 return torch.stack([get(piece) for piece in args[0]], *args[1:])
             case "scatter_view":
@@ -154,22 +202,44 @@ class _Replay:
                 return get(args[0]) * get(args[1])
             case "div":
                 return get(args[0]) * _inverse(get(args[1]))
+            case "pow":
+                return reduce(lambda a, b: a * b % PRIME, [get(args[0])] * int(args[1]))
             case "addcmul":
                 factor = get(op.kwargs.get("value", 1))
                 return get(args[0]) + factor * (get(args[1]) * get(args[2]) % PRIME)
             case "mm" | "bmm" | "mv" | "dot":
                 return _matmul(get(args[0]), get(args[1]))
             case "addmm" | "baddbmm":
-                beta, alpha = get(op.kwargs.get("beta", 1)), get(op.kwargs.get("alpha", 1))
-                return beta * get(args[0]) + alpha * _matmul(get(args[1]), get(args[2]))
+                beta, alpha = op.kwargs.get("beta", 1), get(op.kwargs.get("alpha", 1))
+                product = alpha * _matmul(get(args[1]), get(args[2]))
+                return product if beta == 0 else product + get(beta) * get(args[0])
+            case "convolution":
+                return self._convolution(op)
             case "sum" | "mean":
                 return self._sum(op)
             case "glu":
                 a, b = get(args[0]).chunk(2, args[1] if len(args) > 1 else -1)
                 return a * _table("sigmoid")[b.long()]
-        if name == "gelu" and op.kwargs.get("approximate", "none") != "none":
-            name = "gelu_tanh"
-        return _table(name)[get(args[0]).long()]
+        return _table(function_name(op))[get(args[0]).long()]
+
+    def _cat(self, op: Op, shape: tuple[int, ...]) -> Tensor:
+        dim = op.args[1] % len(shape) if len(op.args) > 1 else 0
+        pieces = []
+        for piece in op.args[0]:
+            if piece in self.tensors:
+                pieces.append(self.tensors[piece])
+            elif piece.shape[dim] != 0:  # one that nothing reads
+                sizes = (*shape[:dim], int(piece.shape[dim]), *shape[dim + 1 :])
+                pieces.append(torch.empty(sizes, dtype=torch.float64).random_(PRIME))
+        return torch.cat(pieces, dim)
+
+    def _convolution(self, op: Op) -> Tensor:
+        """A convolution of kernel 1: in each group a product of channels."""
+        source, weight, groups = self._get(op.args[0]), self._get(op.args[1]), op.args[8]
+        rows = source.unflatten(1, (groups, -1)).flatten(3).movedim(2, 3)  # [batch, group, place, channel]
+        columns = weight.reshape(groups, -1, weight.shape[1]).mT
+        out = _matmul(rows, columns).movedim(3, 2).reshape(source.shape[0], -1, *source.shape[2:])
+        return out if op.args[2] is None else out + self._get(op.args[2]).view(-1, *(1,) * (out.dim() - 2))
 
     def _sum(self, op: Op) -> Tensor:
         source = self._get(op.args[0])
@@ -270,11 +340,13 @@ def prove(match: Match) -> str:
     for operand in match.unification.operands.values():
         for twin in operand.twins:
             _share(known, operand.leaves[0].value, twin.value)
-    replay = _Replay(shape, known)
+    replay = _Replay(shape, known, match.alike)
     replay.run(value for value in region if value not in known)
 
     def call(function: str | Callable[..., Tensor], *args: Any) -> Tensor:
         result = (getattr(torch.Tensor, function) if isinstance(function, str) else function)(*args)
+        if function == "reciprocal":
+            return _inverse(args[0])
         return result % PRIME if function in ("mul", "add") else result
 
     builder = Builder[Tensor](
@@ -295,7 +367,7 @@ def _sizes(match: Match) -> tuple[dict[Axis, int], int | None]:
     """The sizes of token axes that a proof runs at instead of their own, and the number of tokens then."""
     roles, hints = match.unification.roles, match.hints
     tokens = [axis for role in match.pattern.tokens for axis in roles[role]]
-    contractions = [v for v in match.visited if v.op is not None and RULES[v.op.name].kind == "contract"]
+    contractions = [v for v in match.visited if v.op is not None and RULES[v.op.name].kind == "product"]
     work = sum(
         _extent(notation.product((*v.shape, v.op.inputs[-1].shape[-1])), hints) for v in contractions if v.op
     )
@@ -309,7 +381,7 @@ def _sizes(match: Match) -> tuple[dict[Axis, int], int | None]:
         if not i.covers(size)
         for axis in i.axes
     }
-    few = {axis: FEW if axis is tokens[-1] else 2 for axis in tokens if axis not in parts}
+    few = {axis: FEW if axis is tokens[-1] else 2 for axis in tokens if axis not in parts and not axis.pieced}
     reduced = {axis: min(size, _extent(axis.size, hints)) for axis, size in few.items()}
     return reduced, math.prod(reduced.get(axis, _extent(axis.size, hints)) for axis in tokens)
 
@@ -351,12 +423,12 @@ def _formula(match: Match, operands: Mapping[str, Tensor]) -> Tensor:
         torch.tensor(float(number(unification.scalars[name])), dtype=torch.float64)
         for name in pattern.scalars
     ]
-    count = len(pattern.operands)
+    count, activation = len(pattern.operands), ACTIVATIONS[unification.activation].function
     tape, inputs, result = record_function(
-        lambda *args: pattern.formula(*args[:count], unification.activation, *args[count:]),
+        lambda *args: pattern.formula(*args[:count], activation, *args[count:]),
         *(None if tensor is None else tuple(tensor.shape) for tensor in given),
     )
     known = {i: t for i, t in zip(inputs, given, strict=True) if i is not None and t is not None}
-    replay = _Replay(lambda value: tuple(int(size) for size in value.shape), known)
+    replay = _Replay(lambda value: tuple(int(size) for size in value.shape), known, Alike(tape))
     replay.run(tape.values)
     return replay.tensors[result]

@@ -6,13 +6,14 @@ to keep; ``operand`` follows an entry through rearrangements only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
 import torch
 
 from mhf_compile import notation
+from mhf_compile.fold import fold
 from mhf_compile.notation import Axis, Delta, Factor, Func, Index, Leaf, Size, Term, Unreadable
 from mhf_compile.rules import RULES, Indices, Rule, multiply
 from mhf_compile.tape import Op, Value
@@ -45,7 +46,7 @@ class Reader:
         self,
         fitness: Callable[[Value], int] = lambda value: 0,
         grad: bool = False,
-        sealed: Collection[Value] = (),
+        sealed: Callable[[Value], bool] = lambda value: False,
     ) -> None:
         self.grad = grad
         self.sealed = sealed
@@ -132,13 +133,13 @@ class Reader:
         while True:
             assert isinstance(leaf.value, Value) and isinstance(found.value, Value)
             rule = self.rule(leaf.value)
-            open_join = rule is not None and rule.kind == "join" and leaf.value not in self.sealed
+            open_join = rule is not None and rule.kind == "join" and not self.sealed(leaf.value)
             through = open_join or (rule is not None and rule.kind in ("move", "constant"))
             terms = self.apply(leaf) if through else None
             if terms == []:
                 self.visit(*path, leaf)
                 return None
-            entry = _same_entry(terms)
+            entry = _same_entry(terms) or self._whole(terms)
             if entry is None:
                 return Leaf(found.value, tuple(self.current(i) for i in found.index))
             path.append(leaf)
@@ -148,6 +149,31 @@ class Reader:
                 found = leaf
                 self.visit(*path)
                 path.clear()
+
+    def _whole(self, terms: list[Term] | None) -> Leaf | None:
+        """The entry of one tensor that pieces of it make up."""
+        if terms is None or len(terms) < 2:
+            return None
+        path: list[Leaf] = []
+        below = [replace(t, factors=tuple(self._below(f, path) for f in t.factors)) for t in terms]
+        splits = dict(self.splits)
+        entry = _same_entry(fold(below, splits))
+        if entry is None or not isinstance(entry.value, Value):
+            return None
+        self.splits.update(splits)
+        self.visit(*path)
+        return entry
+
+    def _below(self, factor: Factor, path: list[Leaf]) -> Factor:
+        """An entry below all rearrangements; what was passed is added to a path."""
+        while isinstance(factor, Leaf) and isinstance(factor.value, Value):
+            rule = self.rule(factor.value)
+            entry = _same_entry(self.apply(factor)) if rule is not None and rule.kind == "move" else None
+            if entry is None:
+                break
+            path.append(factor)
+            factor = entry
+        return factor
 
     def visit(self, *leaves: Leaf) -> None:
         """Note that values are read through."""
@@ -199,11 +225,26 @@ def _same_entry(terms: list[Term] | None) -> Leaf | None:
 def _with_deltas(term: Term) -> Term | None:
     """A term with each of its deltas once; None where two of them exclude each other."""
     where: dict[Axis, Index] = {}
+    same: dict[Axis, Index] = {}
     for factor in term.factors:
-        if isinstance(factor, Delta) and where.setdefault(factor.axis, factor.index) != factor.index:
+        if not isinstance(factor, Delta) or where.setdefault(factor.axis, factor.index) == factor.index:
+            continue
+        one, other = where[factor.axis], factor.index
+        if notation.at_most(one.last, notation.size_of(other.offset - 1)) or notation.at_most(
+            other.last, notation.size_of(one.offset - 1)
+        ):
             return None
+        sizes, wanted = ([(s, a.size) for s, a in index.digits] for index in (one, other))
+        if one.offset != other.offset or sizes != wanted:
+            raise Unreadable("pieces that overlap")
+        same.update({b: Index.over(a) for (_, a), (_, b) in zip(one.digits, other.digits, strict=True)})
     if not where:
         return term
+    if same:
+        bound = tuple(axis for axis in term.bound if axis not in same)
+        kept = tuple(f for f in term.factors if not isinstance(f, Delta))
+        moved = notation.substitute(Term(term.coefficient, kept), same)
+        return replace(moved, factors=(*(Delta(a, i) for a, i in where.items()), *moved.factors), bound=bound)
     others = tuple(f for f in term.factors if not isinstance(f, Delta))
     return replace(term, factors=(*(Delta(a, i) for a, i in where.items()), *others))
 

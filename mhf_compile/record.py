@@ -63,7 +63,7 @@ class _Recorder(TorchDispatchMode):
         self.node: fx.Node | None = None
         self.scope: Scope | None = None
         self.autocast: tuple[torch.dtype | None, ...] = ()
-        self.level = 0
+        self.transforms: tuple[str, ...] = ()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -83,11 +83,12 @@ class _Recorder(TorchDispatchMode):
         self.autocast = tuple(
             torch.get_autocast_dtype(d) if torch.is_autocast_enabled(d) else None for d in devices
         )
-        self.level = torch._C._functorch.get_dynamic_layer_stack_depth()
+        stack = torch._C._functorch.get_interpreter_stack() or []
+        self.transforms = tuple(interpreter.key().name for interpreter in stack)
 
     def state(self) -> State:
         """The modes of the operation being run."""
-        return State(self.node, self.scope, torch.is_grad_enabled(), self.autocast, self.level)
+        return State(self.node, self.scope, torch.is_grad_enabled(), self.autocast, self.transforms)
 
 
 @cache
@@ -112,8 +113,8 @@ class _Interpreter:
         self.templates: dict[object, Template | None] = {}
         self.reuse = True
 
-    def run(self, module: fx.GraphModule, inputs: Sequence[object]) -> object:
-        scope = Scope(module, {node: i for i, node in enumerate(module.graph.nodes)})
+    def run(self, module: fx.GraphModule, inputs: Sequence[object], inside: str = "") -> object:
+        scope = Scope(module, {node: i for i, node in enumerate(module.graph.nodes)}, inside)
         self.tape.scopes.append(scope)
         outside = self.recorder.scope, self.recorder.node
         values: dict[fx.Node, Any] = {}
@@ -131,6 +132,8 @@ class _Interpreter:
             else:
                 values[node] = self.node(node, values, module)
             self.tape.bind(scope, node, values.get(node))
+            if torch._C._functorch.get_dynamic_layer_stack_depth():
+                scope.transformed.add(node)
         self.recorder.enter(*outside)
         return result
 
@@ -193,7 +196,7 @@ class _Interpreter:
             return type(item), repr(item)
 
         state = self.recorder.state()
-        modes = (state.grad_enabled, state.autocast, state.functorch_level, torch.is_inference_mode_enabled())
+        modes = (state.grad_enabled, state.autocast, state.transforms, torch.is_inference_mode_enabled())
         flat = (convert(tuple(args), described), tuple((k, convert(v, described)) for k, v in kwargs.items()))
         return node.op, node.target, repr_slices(flat), modes
 
@@ -206,9 +209,22 @@ class _Interpreter:
             if name == "triton_kernel_wrapper_mutation" or any(self.writes_outside(body) for body in bodies):
                 for tensor in _flat_tensors((args, kwargs)):
                     self.tape.forget(self.tape.handle(tensor), self.recorder.state())
+            if name == "autograd_function_apply":
+                bodies, name = bodies[:1], "custom autograd function"  # the forward
+            for body in bodies:
+                if body not in recorded:
+                    self.aside(body, f"a {name}" if name.startswith("custom") else f"a body of {name}")
             return self.opaque(node, (args, kwargs))
         count = sum(n.op == "placeholder" for n in bodies[0].graph.nodes)
         return self.run(bodies[0], args[len(args) - count :])
+
+    def aside(self, body: fx.GraphModule, inside: str) -> None:
+        """Record a body that nothing is known of but what it does to its inputs, for the report."""
+        examples = [n.meta.get("example_value") for n in body.graph.nodes if n.op == "placeholder"]
+        with self.mode:
+            inputs = [torch.empty_like(e) if isinstance(e, torch.Tensor) else e for e in examples]
+        if None not in inputs:
+            self.run(body, [self.fake(given) for given in inputs], inside)
 
     def writes_outside(self, body: fx.GraphModule) -> bool:
         """Whether a body that is recorded writes to what it was given."""
@@ -231,6 +247,8 @@ class _Interpreter:
         """A tensor without autograd's history, on which operations decompose in one way."""
         if not isinstance(item, torch.Tensor) or not item.requires_grad:
             return item
+        if torch._C._functorch.get_dynamic_layer_stack_depth():
+            return item  # a transform follows it in a way of its own
         handle = self.tape.handle(item)
         if handle.tensor is None or handle.tensor.requires_grad:
             self.tape.adopt(item.detach(), handle)
@@ -297,6 +315,7 @@ def _unchanged(interpreter: _Interpreter) -> Iterator[None]:
     grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     depth = torch._C._functorch.get_dynamic_layer_stack_depth()
     cache = torch.is_autocast_cache_enabled()
+    hooks = torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
     with contextlib.ExitStack() as stack:
         if environment is not None:
             stack.enter_context(environment.suppress_guards())
@@ -311,6 +330,8 @@ def _unchanged(interpreter: _Interpreter) -> Iterator[None]:
             while torch._C._functorch.get_dynamic_layer_stack_depth() > depth:
                 torch._C._functorch.pop_dynamic_layer_stack()
             torch.set_autocast_cache_enabled(cache)
+            if hooks:  # torch.func.grad disables them where it begins
+                torch._C._autograd._saved_tensors_hooks_enable()
             torch.set_grad_enabled(grad)
             assert torch.is_inference_mode_enabled() == inference
 

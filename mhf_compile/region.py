@@ -7,30 +7,35 @@ or in modes that change inside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Mapping, Sequence
 
+import sympy
 import torch
 
 from mhf_compile import notation
-from mhf_compile.fold import Stacked
+from mhf_compile.fold import parts
 from mhf_compile.kernels.ops import DTYPES
-from mhf_compile.match import Match
+from mhf_compile.match import NORMS, Match
 from mhf_compile.report import source_of
 from mhf_compile.rules import RULES
 from mhf_compile.tape import Op, Tape, Value, convert
-from mhf_compile.unify import Refusal
-
-_CONTRACTIONS = ("mm", "bmm", "mv", "dot", "addmm", "baddbmm")
+from mhf_compile.unify import WORDS, Refusal
 
 
 class Region:
-    """The operations that a match stands for, and the reasons to leave them alone."""
+    """The operations that a match stands for, and the reasons to leave them alone.
+
+    Attributes:
+        leaves: the values that the operands are made of.
+        values: the values that are read through, in the order of the tape.
+        computed: those that are no rearrangements of leaves.
+        own: those that come of a product, which nothing else may need.
+    """
 
     def __init__(self, tape: Tape, match: Match) -> None:
         self.tape = tape
         self.match = match
-        self.leaves = {value for leaf in match.leaves for value in _values(leaf.value)}
+        self.leaves = {value for leaf in match.leaves for value in parts(leaf.value)}
         self.values = [v for v in sorted(match.visited, key=lambda v: v.time) if v not in self.leaves]
         self.ops = {value.op for value in self.values if value.op is not None}
         self.computed: list[Value] = []
@@ -40,6 +45,12 @@ class Region:
             if RULES[value.op.name].kind != "move" or not computed.isdisjoint(value.op.inputs):
                 computed.add(value)
                 self.computed.append(value)
+        self.own: set[Value] = set()
+        for value in self.values:
+            assert value.op is not None
+            narrow = RULES[value.op.name].kind in ("move", "join", "linear", "constant")
+            if not narrow or not self.own.isdisjoint(value.op.inputs):
+                self.own.add(value)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -47,7 +58,7 @@ class Region:
         dtypes = [
             v.dtype
             for op in self.ops
-            if op.name in _CONTRACTIONS
+            if RULES[op.name].kind == "product"
             for v in op.inputs
             if v.dtype.is_floating_point
         ]
@@ -65,9 +76,14 @@ class Region:
         for op in self.ops:
             if not any(value.requires_grad for value in op.outputs):
                 continue
-            operands = op.inputs if op.name in ("mul", "div", "silu", *_CONTRACTIONS) else ()
-            results = op.outputs if op.name in ("sigmoid", "exp", "reciprocal") else ()
-            for value in (*operands, *results):
+            kind = RULES[op.name].kind
+            if op.name in _KEEPS_RESULT:
+                kept_values: Sequence[Value] = op.outputs
+            elif kind in ("product", "function") or op.name in ("mul", "div", "addcmul", "pow"):
+                kept_values = op.inputs
+            else:
+                kept_values = ()
+            for value in kept_values:
                 if value in computed:
                     kept[value.storage] = notation.times(notation.product(value.shape), value.dtype.itemsize)
         total: notation.Size = 0
@@ -101,42 +117,60 @@ class Region:
         """Raise Refusal where the region cannot be left out."""
         root = self.match.root
         assert root.op is not None
+        if self.match.scope.inside:
+            raise Refusal(f"it is inside {self.match.scope.inside}", root)
         for leaf in self.match.leaves:
-            for value in _values(leaf.value):
+            for value in parts(leaf.value):
                 self._check_leaf(value, root)
         states = {
-            (op.state.grad_enabled, op.state.autocast, op.state.functorch_level)
+            (op.state.grad_enabled, op.state.autocast, op.state.transforms)
             for v in self.computed
             if (op := v.op) is not None and op.name not in _CREATION
         }
         if len({grad for grad, _, _ in states}) > 1:
-            raise Refusal("grad mode changes inside it", root)
+            raise Refusal("grad mode changes inside it", root, advice="put no_grad around all of it")
         if len({autocast for _, autocast, _ in states}) > 1:
-            raise Refusal("autocast is switched inside it", root)
-        if any(level for _, _, level in states):
-            raise Refusal("it is inside a functorch transform (vmap or grad)", root)
-        inside = set(self.ops)
+            raise Refusal("autocast is switched inside it", root, advice="put autocast around all of it")
+        for transform in (t for _, _, transforms in states for t in transforms):
+            if transform != "Vmap":  # what vmap runs is recorded as it is run, on whole batches
+                raise Refusal(f"it is inside a transform of torch.func ({transform.lower()})", root)
         for value in self.computed:
             assert value.op is not None
             if value.op.scope is not self.match.scope:
-                raise Refusal("a checkpoint boundary crosses it", value)
+                advice = (
+                    "checkpoint the whole feed-forward, or nothing of it: rewritten, it saves nothing wide"
+                )
+                raise Refusal("a checkpoint boundary crosses it", value, advice=advice)
             if value.op.writes is not None and not self._owns(value):
                 raise Refusal(f"it is written into {value.op.writes}, which is not made inside it", value)
-            if value is root:
+            if value is root or value not in self.own:
                 continue
             if value in self.match.scope.returned:
                 raise Refusal(
-                    f"the activation {value} is returned as well; return it only when needed", value
+                    f"the intermediate {value} is returned as well{_line(value.op)}",
+                    value,
+                    advice="return it only when it is needed",
                 )
             for user in value.users:
-                if user not in inside and not self.tape.used.isdisjoint(user.outputs):
+                if not self._serves_only_it(user):
+                    if user.name in NORMS and user.name != "pow":
+                        raise Refusal(
+                            f"it is normalised ({user.name}) before the product with the values", value
+                        )
                     raise Refusal(
-                        f"the activation {value} is used elsewhere as well, by {_describe(user)}", value
+                        f"the intermediate {value} is used elsewhere as well, by {user.name}{_line(user)}",
+                        value,
+                        advice="compute that in a call of its own, where it is needed, such as when logging",
                     )
+        self._check_repeats()
         if root.device.type not in DTYPES or self.dtype not in DTYPES[root.device.type]:
-            raise Refusal(f"the op does not take {self.dtype} on {root.device.type}", root)
+            raise Refusal(
+                f"the op does not take {self.dtype} on {root.device.type}",
+                root,
+                advice=f"it takes {', '.join(map(str, DTYPES.get(root.device.type, ())))}",
+            )
         for value in self.tape.values[root.time + 1 :]:
-            if value.handle is root.handle and value.op is not None and value.op.name.startswith("aten::"):
+            if value.handle is root.handle and value.op is not None and value.op.reshapes:
                 raise Refusal(f"the shape of the result {root} is changed in place later", value)
             alias = value.storage is root.storage and value.handle is not root.handle
             if alias and value.handle.born < root.time and value in self.tape.used:
@@ -144,18 +178,61 @@ class Region:
                     f"{value} shares memory with the result {root}, which is written to later", value
                 )
 
+    def _check_repeats(self) -> None:
+        """Raise Refusal where a weight would be repeated to more than the activation that is saved."""
+        unification, hints = self.match.unification, self.match.hints
+        wide = math.prod(_number(unification.size(role), hints) for role in "btghef")
+        for name in ("k", "u", "v"):
+            operand = unification.operands.get(name)
+            if operand is None:
+                continue
+            size = math.prod(_number(axis.size, hints) for dim in operand.dims for axis in dim)
+            own = math.prod(_number(axis.size, hints) for axis in set(operand.leaves[0].axes))
+            if size - own > wide:
+                lacks = {axis for dim in operand.dims for axis in dim} - set(operand.leaves[0].axes)
+                others = ((n, o) for n, o in unification.operands.items() if n != "q")
+                has = [n for n, o in others if lacks <= set(o.leaves[0].axes)]
+                raise Refusal(
+                    f"{' and '.join(WORDS[n] for n in has)} have entries for each token or head, "
+                    f"{size // own} times, for which {WORDS[name]} would be repeated"
+                )
+
+    def _serves_only_it(self, op: Op) -> bool:
+        """Whether nothing outside of the region needs an operation, once the region is left out."""
+        if self.tape.used.isdisjoint(op.outputs):
+            return True
+        if op.writes is not None and op not in self.ops:
+            return False
+        for value in op.outputs:
+            if value in self.match.visited and value not in self.leaves:
+                continue  # it is looked at on its own
+            returned = value in self.leaves or value in self.match.scope.returned
+            if returned or not all(map(self._serves_only_it, value.users)):
+                return False
+        return True
+
     def _check_leaf(self, value: Value, root: Value) -> None:
         if not value.plain:
             raise Refusal(f"{value} is a tensor subclass", value)
-        if not value.handle.nodes_in(self.match.scope):
+        scope = self.match.scope
+        if not value.handle.nodes_in(scope) and not self.tape.is_at_hand(value, scope, root.time):
+            siblings = self.tape.issued.get(value.op.node, ()) if value.op and value.op.node else ()
+            if any(op.name in NORMS for op in siblings):
+                raise Refusal("it is normalised before the product with the values", value)
             raise Refusal(
                 "an operand is computed inside a single call of the program and cannot be taken from it",
                 value,
             )
-        if value.node_at(self.match.scope, root.time) is None:
-            raise Refusal(f"{value} is written to between its use and the result", value)
+        if not self.tape.is_at_hand(value, scope, root.time):
+            raise Refusal(
+                f"{value} is written to between its use and the result",
+                value,
+                advice="write to it after the feed-forward, or to a copy",
+            )
         if value.expires < math.inf and root.requires_grad:
-            raise Refusal(f"{value} is written to before the backward, which reads it", value)
+            raise Refusal(
+                f"{value} is written to before the backward, which reads it", value, advice="write to a copy"
+            )
 
     def _owns(self, value: Value) -> bool:
         """Whether the storage that a value was written into was made inside the region."""
@@ -167,17 +244,16 @@ class Region:
         )
 
 
+def _number(size: notation.Size, hints: Mapping[sympy.Symbol, int]) -> int:
+    return size if isinstance(size, int) else int(size.subs(hints))
+
+
+_KEEPS_RESULT = ("sigmoid", "exp", "reciprocal", "tanh", "relu")
+"""Functions whose derivative autograd computes from their result."""
+
 _CREATION = ("zeros", "zeros_like", "new_zeros", "empty", "empty_like", "new_empty", "ones", "full")
 
 
-def _values(value: Any) -> Iterator[Value]:
-    if isinstance(value, Stacked):
-        for part in value.parts:
-            yield from _values(part)
-    else:
-        yield value
-
-
-def _describe(op: Op) -> str:
+def _line(op: Op) -> str:
     place = source_of(op.node)
-    return f"{op.name} ({place})" if place else op.name
+    return f" ({place})" if place else ""

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from mhf_compile import notation
-from mhf_compile.notation import Axis, Func, Index, Leaf, Size, Term, Unreadable
+from mhf_compile.notation import Axis, Delta, Func, Index, Leaf, Size, Term, Unreadable
 from mhf_compile.tape import Op, Value
 
 if TYPE_CHECKING:
@@ -37,23 +37,33 @@ def _entry(value: Value, index: Indices) -> Leaf:
     return Leaf(value, tuple(Index() if size == 1 else i for i, size in zip(index, value.shape, strict=True)))
 
 
-def _scalar(number: object) -> Fraction:
-    if isinstance(number, (int, float)) and math.isfinite(number):
-        return Fraction(number)
-    raise Unreadable(f"the scalar {number}")
+_IRRATIONAL = (math.sqrt(0.5), math.sqrt(2 / math.pi))
+"""Numbers of the definitions of gelu: what is written for them may differ in the last places."""
+
+
+def scalar(number: object) -> Fraction:
+    """A number of a program. Raises Unreadable where it is none, or not finite."""
+    if not isinstance(number, (int, float)) or not math.isfinite(number):
+        raise Unreadable(f"the scalar {number}")
+    for known in _IRRATIONAL:
+        if math.isclose(number, known, rel_tol=1e-15):
+            return Fraction(known)
+        if math.isclose(number * known, 1, rel_tol=1e-15):
+            return 1 / Fraction(known)
+    return Fraction(number)
 
 
 def _inverse(number: object) -> Fraction:
-    scalar = _scalar(number)
-    if scalar == 0:
+    divisor = scalar(number)
+    if divisor == 0:
         raise Unreadable("a division by zero")
-    return 1 / scalar
+    return 1 / divisor
 
 
 def _factor(operand: object, index: Indices, coefficient: Fraction = Fraction(1)) -> Term:
     if isinstance(operand, Value):
         return Term(coefficient, (_entry(operand, index),))
-    return Term(coefficient * _scalar(operand))
+    return Term(coefficient * scalar(operand))
 
 
 def multiply(*terms: Term) -> Term:
@@ -140,9 +150,39 @@ def _matmul(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
         Leaf(a, (*rows, inner)),
         Leaf(b, (*rows[: b.rank - 2], inner, *columns) if b.rank > 1 else (inner,)),
     )
-    terms = [Term(_scalar(op.kwargs.get("alpha", 1)), (left, right), (axis,) * (axis.size != 1))]
-    beta = _scalar(op.kwargs.get("beta", 1))
+    terms = [Term(scalar(op.kwargs.get("alpha", 1)), (left, right), (axis,) * (axis.size != 1))]
+    beta = scalar(op.kwargs.get("beta", 1))
     return [_factor(term, index, beta) for term in bias if beta] + terms
+
+
+def _convolution(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    """A convolution of kernel 1, which is a product of channels, in each of its groups."""
+    source, weight, bias, stride, padding, _, transposed, _, groups = op.args
+    if transposed or {1, *weight.shape[2:], *stride} != {1} or {0, *padding} != {0}:
+        raise Unreadable("a convolution of several positions")
+    batch, channel, *places = index
+    axis = Axis(weight.shape[1])
+    inner = Index.over(axis) if axis.size != 1 else Index()
+    group, _ = reader.divide(channel, notation.size_of(weight.shape[0] // groups))
+    own = notation.flatten((group, inner), (groups, axis.size))
+    factors = (
+        Leaf(source, (batch, own, *places)),
+        Leaf(weight, (channel, inner, *(Index() for _ in places))),
+    )
+    terms = [Term(factors=factors, bound=(axis,) * (axis.size != 1))]
+    return [*terms, Term(factors=(Leaf(bias, (channel,)),))] if bias is not None else terms
+
+
+def _pow(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    """A small whole power: a product."""
+    base, exponent = op.args
+    if not isinstance(base, Value) or exponent not in POWERS:
+        raise Unreadable(f"the power {exponent}")
+    return [multiply(*[_factor(base, index)] * int(exponent))]
+
+
+POWERS = (1, 2, 3, 4)
+"""The powers that are read as products."""
 
 
 def _mul(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
@@ -160,7 +200,7 @@ def _div(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
 
 def _add(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
     """add, sub and rsub."""
-    alpha = _scalar(op.kwargs.get("alpha", op.args[2] if len(op.args) > 2 else 1))
+    alpha = scalar(op.kwargs.get("alpha", op.args[2] if len(op.args) > 2 else 1))
     signs = {"add": (Fraction(1), alpha), "sub": (Fraction(1), -alpha), "rsub": (-alpha, Fraction(1))}[
         op.name
     ]
@@ -168,7 +208,7 @@ def _add(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
 
 
 def _addcmul(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
-    value = _scalar(op.kwargs.get("value", 1))
+    value = scalar(op.kwargs.get("value", 1))
     product = multiply(_factor(op.args[1], index, value), _factor(op.args[2], index))
     return [_factor(op.args[0], index), product]
 
@@ -201,7 +241,7 @@ def _sum(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
 
 def _cat(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
     """Cat and stack: a sum over the pieces, each where the index is in it."""
-    pieces: tuple[Value, ...] = op.args[0]
+    pieces: tuple[Value, ...] = tuple(piece for piece in op.args[0] if 0 not in piece.shape) or op.args[0]
     dim = _dim(op.args[1] if len(op.args) > 1 else 0, op.outputs[0].rank)
     stacked = op.name == "stack"
     before, here, after = index[:dim], index[dim], index[dim + 1 :]
@@ -215,7 +255,7 @@ def _cat(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
             return [Term(factors=(Leaf(piece, (*before, *inner, *after)),))]
         start = notation.size_of(start + size)
     if len(set(sizes)) != 1:
-        raise Unreadable("pieces of several sizes")
+        return _uneven(pieces, dim, index)
     high, low = reader.divide(here, sizes[0])
     inner = () if stacked else (low,)
     terms = []
@@ -225,6 +265,30 @@ def _cat(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
         except LookupError:  # the index never reaches this piece
             continue
         terms.append(Term(factors=(*where, Leaf(piece, (*before, *inner, *after)))))
+    return terms
+
+
+def _uneven(pieces: tuple[Value, ...], dim: int, index: Indices) -> list[Term]:
+    """Pieces of several sizes: each along an axis of its own, on which the index runs from a start."""
+    before, here, after = index[:dim], index[dim], index[dim + 1 :]
+    numbers = [here.offset, *(piece.shape[dim] for piece in pieces)]
+    match here.digits:
+        case ((1, axis),) if all(isinstance(n, int) for n in (*numbers, axis.size)):
+            first, last = int(here.offset), int(here.last)
+        case _:
+            raise Unreadable("a part of pieces of several sizes")
+    terms = []
+    start = 0
+    for piece, size in zip(pieces, map(int, numbers[1:]), strict=True):
+        low, high = max(start, first), min(start + size - 1, last)
+        if low <= high:
+            inner = Index.over(Axis(high - low + 1)) if high > low else Index()
+            factors = (
+                Delta(axis, inner.affine(1, low - first)),
+                Leaf(piece, (*before, inner.affine(1, low - start), *after)),
+            )
+            terms.append(Term(factors=factors, bound=inner.axes))
+        start += size
     return terms
 
 
@@ -276,10 +340,18 @@ def _full(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
     return [_factor(fill, ())]
 
 
-def _function(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def function_name(op: Op) -> str:
+    """The name of an elementwise function, with its parameters if it was given any."""
     if op.name == "gelu" and op.kwargs.get("approximate", "none") != "none":
-        return [Term(factors=(Func("gelu_tanh", _entry(op.args[0], index)),))]
-    return [Term(factors=(Func(op.name, _entry(op.args[0], index)),))]
+        return "gelu_tanh"
+    given = ", ".join(map(str, (*op.args[1:], *op.kwargs.values())))
+    return f"{op.name}({given})" if given and op.name != "gelu" else op.name
+
+
+def _function(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+    if any(isinstance(argument, Value) for argument in op.args[1:]):
+        raise Unreadable(f"{op.name} of several tensors")
+    return [Term(factors=(Func(function_name(op), _entry(op.args[0], index)),))]
 
 
 def _glu(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
@@ -315,6 +387,14 @@ def _fused(op: Op) -> list[list[Value]]:
     return [*([term] for term in bias), [a, b]]
 
 
+def _convolved(op: Op) -> list[list[Value]]:
+    return [list(op.args[:2]), *([op.args[2]] for _ in range(op.args[2] is not None))]
+
+
+def _power(op: Op) -> list[list[Value]]:
+    return [_tensors(op.args[0]) * (int(op.args[1]) if op.args[1] in POWERS else 2)]
+
+
 def _pieces(op: Op) -> list[list[Value]]:
     return [[piece] for piece in op.args[0]]
 
@@ -336,9 +416,9 @@ class Rule:
     """How an operation is read.
 
     ``kind`` is ``move`` (entries are rearranged), ``join`` (each entry is that of one argument), ``linear``,
-    ``contract`` (a product summed over an axis), ``constant`` or ``function`` (elementwise). ``products``
-    gives, for each term of the result, the tensors multiplied in it; a function is no polynomial of its
-    arguments and has none.
+    ``product`` (summed over an axis), ``sum`` (over axes), ``constant`` or ``function`` (elementwise).
+    ``products`` gives, for each term of the result, the tensors multiplied in it; a function is no polynomial
+    of its arguments and has none.
     """
 
     read: Callable[[Op, int, Indices, Reader], list[Term]]
@@ -369,14 +449,18 @@ RULES: dict[str, Rule] = {
     **_rows("mul", _mul, "linear", _product),
     **_rows("div", _div, "linear", _product),
     **_rows("addcmul", _addcmul, "linear", _fused),
-    **_rows("mm bmm mv dot addmm baddbmm", _matmul, "contract", _fused),
-    **_rows("sum mean", _sum, "contract", _one),
+    **_rows("pow", _pow, "linear", _power),
+    **_rows("mm bmm mv dot addmm baddbmm", _matmul, "product", _fused),
+    **_rows("convolution", _convolution, "product", _convolved),
+    **_rows("sum mean", _sum, "sum", _one),
     # Constants.
     **_rows("zeros zeros_like new_zeros zero", _zero, "constant", _none),
     **_rows("ones ones_like new_ones full full_like new_full fill", _full, "constant", _none),
     # Elementwise functions.
-    **_rows("silu sigmoid exp reciprocal gelu relu tanh erf", _function, "function"),
+    **_rows("silu sigmoid exp reciprocal gelu relu tanh erf erfc", _function, "function"),
+    **_rows("elu leaky_relu softplus mish hardswish hardsigmoid hardtanh celu clamp", _function, "function"),
+    **_rows("clamp_min clamp_max threshold abs log sqrt rsqrt sin cos", _function, "function"),
     **_rows("glu", _glu, "function"),
 }
-"""Everything else is a leaf on purpose: index_select and gathers (the position is data), clamp and norms (no
+"""Everything else is a leaf on purpose: index_select and gathers (the position is data), norms (no
 polynomial), dropout and other randomness, comparisons, what computes in integers."""

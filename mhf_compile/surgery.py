@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from mhf_compile.notation import Axis
 from mhf_compile.record import fake_mode_of
 from mhf_compile.region import Region
 from mhf_compile.report import Rewrite, module_of, plain, source_of
-from mhf_compile.tape import Op, Scope, Tape, Value
+from mhf_compile.tape import Op, Scope, Tape, Value, convert
 from mhf_compile.unify import NoMatch
 
 
@@ -29,17 +31,25 @@ class Surgeon:
         assert mode is not None
         self.mode = mode
         self.replaced: dict[fx.Node, fx.Node] = {}
-        self.issued: dict[fx.Node, list[Op]] = {}
-        for value in tape.values:
-            if value.op is not None and value.op.node is not None:
-                self.issued.setdefault(value.op.node, []).append(value.op)
 
     def replace(self, match: Match, region: Region) -> None:
         """Put the op in the place of a match. Raises NoMatch before anything is changed."""
         scope, root = match.scope, match.root
         graph = scope.module.graph
+        for value in (root, *region.leaves):
+            if self.tape.is_inside(value, scope, root.time):
+                self._expand(scope, value)
         assert root.op is not None and root.op.node is not None
         last = root.op.node
+        while last in scope.transformed:  # the op takes no mapped tensors
+            last = last.next
+        order = scope.order[last]
+        if last is not root.op.node and any(
+            scope.order.get(user, order) < order
+            for node in root.handle.nodes_in(scope)
+            for user in node.users
+        ):
+            raise NoMatch("its result is used inside the transform of torch.func that it is in", root)
         before = len(graph.nodes)
         with graph.inserting_before(last.next):
             new: list[fx.Node] = []
@@ -50,8 +60,37 @@ class Surgeon:
                     graph.erase_node(node)
                 assert len(graph.nodes) == before
                 raise
-        self._redirect(match, region, result)
+        self._redirect(match, order, result)
         self._erase(scope, region)
+
+    def _expand(self, scope: Scope, value: Value) -> None:
+        """Write a call of the program as its operations, so that a value inside of it is at hand."""
+        assert value.op is not None and value.op.node is not None
+        node = value.op.node
+        ops = self.tape.issued.pop(node)
+        emitter = _Emitter(self, scope.module.graph, node, [])
+        with scope.module.graph.inserting_before(node):
+            for number, op in enumerate(ops, start=1):
+                assert op.func is not None
+
+                def given(item: Any, op: Op = op) -> Any:
+                    return (
+                        emitter.tensor(item, scope, op.outputs[0].time) if isinstance(item, Value) else item
+                    )
+
+                made = emitter.call(op.func, *convert(op.args, given), **convert(op.kwargs, given))
+                op.state = replace(op.state, node=made)
+                self.tape.issued[made] = [op]
+                several = isinstance(made.meta["example_value"], (tuple, list))
+                for result in op.outputs:
+                    own = emitter.call(operator.getitem, made, result.output) if several else made
+                    scope.order[own] = scope.order[node] - 1 + number / (len(ops) + 1)
+                    scope.order.setdefault(made, scope.order[own])
+                    if (scope, node) in result.handle.nodes:
+                        result.handle.nodes.remove((scope, node))
+                        node.replace_all_uses_with(own)
+                    result.handle.nodes.append((scope, own))
+        scope.module.graph.erase_node(node)
 
     def finish(self) -> None:
         """Check the changed graphs and make them callable."""
@@ -67,25 +106,21 @@ class Surgeon:
             lambda axis: emitter.extent(axis, match),
             lambda node, factor: emitter.call("mul", node, float(factor)),
         )
-        arguments: list[Any] = []
-        for name in pattern.operands:
-            operand = unification.operands.get(name)
-            node = None if operand is None else builder.operand(operand)
-            if node is not None and name != pattern.product:
-                node = emitter.cast(node, region.dtype)
-            arguments.append(node)
-        scalars = [float(unification.scalars[name]) for name in pattern.scalars]
+        given: dict[str, Any] = {name: float(value) for name, value in unification.scalars.items()}
+        given["activation"] = unification.activation
+        for name, operand in unification.operands.items():
+            node = builder.operand(operand)
+            given[name] = node if name == pattern.product else emitter.cast(node, region.dtype)
         packet = getattr(getattr(torch.ops, pattern.op.split("::")[0]), pattern.op.split("::")[1])
-        result = emitter.call(packet.default, *arguments, unification.activation, *scalars)
+        arguments = [given.get(argument.name) for argument in packet.default._schema.arguments]
+        result = emitter.call(packet.default, *arguments)
         original = match.root.handle.tensor
         assert original is not None
         return emitter.like(emitter.cast(builder.root(result, match), match.root.dtype), original)
 
-    def _redirect(self, match: Match, region: Region, result: fx.Node) -> None:
+    def _redirect(self, match: Match, position: float, result: fx.Node) -> None:
         """Give the result to everything that used the root's tensor after it was complete."""
         scope = match.scope
-        assert match.root.op is not None and match.root.op.node is not None
-        position = scope.order[match.root.op.node]
         for node in match.root.handle.nodes_in(scope):
             self.replaced[node] = result
             for user in list(node.users):
@@ -93,13 +128,18 @@ class Surgeon:
                     user.replace_input_with(node, result)
 
     def _erase(self, scope: Scope, region: Region) -> None:
-        """Erase the region's own nodes that nothing uses any more."""
+        """Erase the region's own nodes, and what was computed for them only."""
         nodes = {op.node for op in region.ops if op.node is not None}
         nodes |= {node for value in region.values for node in value.handle.nodes_in(scope)}
-        for node in sorted(nodes, key=lambda n: -scope.order[n]):
-            harmless = all(op in region.ops or op.writes is None for op in self.issued.get(node, ()))
+        while nodes:
+            node = max(nodes, key=lambda n: scope.order.get(n, -1))
+            nodes.remove(node)
+            ops = self.tape.issued.get(node, ())
+            harmless = all(op in region.ops or (op.writes is None and not op.random) for op in ops)
             if node.op not in ("placeholder", "output") and not node.users and harmless:
+                computed = [n for n in node.all_input_nodes if self.tape.issued.get(n)]
                 scope.module.graph.erase_node(node)
+                nodes.update(computed)  # what was only needed for it
 
 
 class _Emitter:
@@ -112,11 +152,11 @@ class _Emitter:
         self.new = new
         self.extents: dict[Axis, Any] = {}
 
-    def call(self, function: str | Callable[..., Any], *args: Any) -> fx.Node:
+    def call(self, function: str | Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         if isinstance(function, str):
-            node = self.graph.call_method(function, args)
+            node = self.graph.call_method(function, args, kwargs)
         else:
-            node = self.graph.call_function(function, args)
+            node = self.graph.call_function(function, args, kwargs)
         self.new.append(node)
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
             if key in self.origin.meta:
@@ -125,7 +165,9 @@ class _Emitter:
         environment = self.surgeon.mode.shape_env
         with self.surgeon.mode, environment.suppress_guards() if environment else contextlib.nullcontext():
             node.meta["example_value"] = (
-                getattr(given[0], function)(*given[1:]) if isinstance(function, str) else function(*given)
+                getattr(given[0], function)(*given[1:], **kwargs)
+                if isinstance(function, str)
+                else function(*given, **kwargs)
             )
         return node
 

@@ -29,8 +29,12 @@ class Scope:
     """A graph that nodes can be put into: the Dynamo graph itself, or a body of a higher-order operation."""
 
     module: fx.GraphModule
-    order: dict[fx.Node, int] = field(default_factory=dict)
+    order: dict[fx.Node, float] = field(default_factory=dict)
+    inside: str = ""
+    """What runs the graph, where nothing of it can be replaced, such as a custom autograd function."""
     returned: set[Value] = field(default_factory=set)
+    transformed: set[fx.Node] = field(default_factory=set)
+    """The nodes after which a transform of torch.func is on."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class State:
     grad_enabled: bool = True
     autocast: tuple[torch.dtype | None, ...] = ()
     """The dtype of autocast on each device type that has it on."""
-    functorch_level: int = 0
+    transforms: tuple[str, ...] = ()
+    """The transforms of torch.func that it ran in, the innermost last, such as ``Vmap``."""
 
 
 @dataclass(eq=False)
@@ -56,6 +61,10 @@ class Op:
     writes: Value | None = None
     """For an operation in place, the value it replaces."""
     random: bool = False
+    func: OpOverload | None = None
+    """What runs it on its arguments as they are written here, if anything does."""
+    reshapes: bool = False
+    """Whether it changes the shape of a tensor in place."""
     replayed: bool = False
     """Whether it stands for reading a view after a write through another one."""
     outputs: list[Value] = field(default_factory=list)
@@ -76,6 +85,15 @@ class Op:
     def scope(self) -> Scope | None:
         """The graph of its node."""
         return self.state.scope
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+        names = {
+            "autograd_function_apply": "a custom autograd function",
+            "scatter_view": "a write into a part",
+        }
+        return names.get(self.name, self.name.removeprefix("_"))
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(map(str, self.args))})"
@@ -212,6 +230,7 @@ class Tape:
         self.hints: dict[sympy.Symbol, int] = {}  # a value of each symbol that satisfies every guard
         self._handles: dict[int, Handle] = {}
         self._storages: dict[int, Storage] = {}
+        self._expandable: dict[fx.Node, bool] = {}
 
     @cached_property
     def used(self) -> frozenset[Value]:
@@ -231,6 +250,46 @@ class Tape:
             if any(matters(op, value) for op in value.users):
                 used.add(value)
         return frozenset(used)
+
+    @cached_property
+    def issued(self) -> dict[fx.Node, list[Op]]:
+        """The operations of each node, once the tape is complete."""
+        issued: dict[fx.Node, dict[Op, None]] = {}
+        for value in self.values:
+            if value.op is not None and value.op.node is not None:
+                issued.setdefault(value.op.node, {})[value.op] = None
+        return {node: list(ops) for node, ops in issued.items()}
+
+    def is_inside(self, value: Value, scope: Scope, time: float) -> bool:
+        """Whether a value is made inside a call that can be written as operations, and is there at a time."""
+        op = value.op
+        if (
+            op is None
+            or op.node is None
+            or op.scope is not scope
+            or value.handle.nodes
+            or time >= value.expires
+        ):
+            return False
+        if op.node not in self._expandable:
+            self._expandable[op.node] = self._may_expand(op.node, scope)
+        return self._expandable[op.node]
+
+    def is_at_hand(self, value: Value, scope: Scope, time: float) -> bool:
+        """Whether a tensor holds a value at a time, or can be made to."""
+        return value.node_at(scope, time) is not None or self.is_inside(value, scope, time)
+
+    def _may_expand(self, node: fx.Node, scope: Scope) -> bool:
+        made: set[Value] = set()
+        for op in self.issued[node]:
+            known = all(value in made or value.handle.nodes_in(scope) for value in op.inputs)
+            pure = op.func is not None and not op.random and not op.replayed and not op.state.transforms
+            sizes: list[object] = []
+            convert((op.args, tuple(op.kwargs.values())), sizes.append)
+            if not known or not pure or any(isinstance(size, sympy.Basic) for size in sizes):
+                return False
+            made.update(op.outputs)
+        return sum(where is scope and n is node for v in made for where, n in v.handle.nodes) == 1
 
     # -- tensors
 
@@ -323,17 +382,18 @@ class Tape:
             if s.alias_info is not None and s.alias_info.is_write
         ]
         written += [kwargs[s.name] for s in schema.arguments if s.name in kwargs and s.alias_info is not None]
-        in_place = len(written) == 1 and name.endswith("_") and torch.Tag.inplace_view not in func.tags
+        in_place = len(written) == 1 and name.endswith("_")
         if written and not in_place:
-            name = (
-                schema.name
-            )  # several tensors, an out argument, or a change of shape: no meaning is claimed
+            name = schema.name  # several tensors, or an out argument: no meaning is claimed
+        reshapes = torch.Tag.inplace_view in func.tags
         name = name[:-1] if in_place else name
         random = torch.Tag.nondeterministic_seeded in func.tags
         op = Op(name, convert(tuple(args), argument), convert(kwargs, argument), state, random=random)
+        op.reshapes = reshapes
+        op.func = None if written else func
         targets = [t for item in written for t in (item if isinstance(item, (tuple, list)) else (item,))]
         for position, target in enumerate(targets):
-            if torch.Tag.inplace_view in func.tags:
+            if reshapes:
                 self._reshape(target, op)
             else:
                 self._write(self.handle(target), op, position)

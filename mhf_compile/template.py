@@ -36,7 +36,7 @@ class _Made:
 class Template:
     """The operations of a node, for nodes that do the same to other tensors."""
 
-    operations: tuple[tuple[str, tuple[Any, ...], dict[str, Any]], ...]
+    operations: tuple[tuple[str, tuple[Any, ...], dict[str, Any], Any], ...]
     made: tuple[_Made, ...]
     results: Any
 
@@ -80,7 +80,9 @@ class Template:
                     None if view is None else slots[view[0]],
                 )
             )
-        recipes = tuple((op.name, convert(op.args, slot), op.kwargs) for op in operations if op is not None)
+        recipes = tuple(
+            (op.name, convert(op.args, slot), op.kwargs, op.func) for op in operations if op is not None
+        )
         returned = convert(result, lambda tensor: _Slot(slots[tape.handle(tensor)]))
         return Template(recipes, tuple(entries), returned)
 
@@ -105,8 +107,8 @@ class Template:
 
         for made in self.made:
             if made.operation == len(operations):
-                name, args, kwargs = self.operations[made.operation]
-                operations.append(Op(name, convert(args, fill), kwargs, state))
+                name, args, kwargs, func = self.operations[made.operation]
+                operations.append(Op(name, convert(args, fill), kwargs, state, func=func))
             op = operations[made.operation]
             storage = Storage() if made.storage is None else handles[made.storage].storage
             handle = Handle(

@@ -11,9 +11,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import NamedTuple
 
 from mhf_compile import notation
-from mhf_compile.activation import same_value
+from mhf_compile.alike import Alike
 from mhf_compile.notation import Axis, Func, Index, Leaf, Size, Term
 from mhf_compile.patterns import Pattern
 from mhf_compile.tape import Value
@@ -23,8 +24,16 @@ SCORE = "score"
 """Beside the operands that an axis occurs in: that it is in the result, that it is summed inside a score."""
 
 Names = Mapping[Value, str]
-_Found = tuple[Leaf, Fraction, tuple[Axis, ...]]
-"""A leaf, its coefficient, and the axes summed inside the score it stands in."""
+
+
+class _Found(NamedTuple):
+    """A leaf, its coefficient, the axes summed inside the score it stands in, whether it divides."""
+
+    leaf: Leaf
+    coefficient: Fraction = notation.ONE
+    bound: tuple[Axis, ...] = ()
+    divides: bool = False
+
 
 Assignment = dict[str, list[_Found]]
 """For each operand of a pattern every leaf found in its place."""
@@ -45,6 +54,9 @@ class NoMatch(Exception):
         self.advice = advice
 
 
+NO_DROPOUT = "set the probability to 0, or move the dropout behind the product with the values"
+
+
 class Refusal(NoMatch):
     """Why a match is left alone: it is the pattern, but leaving it out could be seen."""
 
@@ -53,15 +65,21 @@ class Refusal(NoMatch):
 class Operand:
     """An operand of the op: a product of leaves (one, but for a pattern's ``product``) times a number.
 
-    ``dims`` gives for each dimension of the operand the axes it runs over, most significant first; an axis
-    that a leaf does not have is broadcast. ``twins`` are other values, computed alike, that the program used
-    in its place.
+    A pattern's ``product`` is divided by ``divisors``. ``dims`` gives for each dimension of the operand the
+    axes it runs over, most significant first; an axis that a leaf does not have is broadcast. ``twins`` are
+    other values, computed alike, that the program used in its place.
     """
 
     leaves: tuple[Leaf, ...]
     dims: tuple[tuple[Axis, ...], ...]
     coefficient: Fraction
     twins: tuple[Leaf, ...] = ()
+    divisors: tuple[Leaf, ...] = ()
+
+    @property
+    def entries(self) -> tuple[Leaf, ...]:
+        """Every leaf that it is made of."""
+        return (*self.leaves, *self.divisors)
 
 
 @dataclass(frozen=True)
@@ -92,9 +110,9 @@ class _State:
             {name: list(found) for name, found in self.leaves.items()}, dict(self.scalars), self.activation
         )
 
-    def with_leaf(self, name: str, leaf: Leaf, coefficient: Fraction, bound: tuple[Axis, ...]) -> _State:
+    def with_leaf(self, name: str, found: _Found) -> _State:
         state = self.copy()
-        state.leaves.setdefault(name, []).append((leaf, coefficient, bound))
+        state.leaves.setdefault(name, []).append(found)
         return state
 
 
@@ -123,7 +141,12 @@ class _Unifier:
         self, wanted: Term, given: Term, state: _State, inner: tuple[Axis, ...] = ()
     ) -> Iterator[_State]:
         """Functions correspond to functions, leaves to leaves; the rest goes to the product operand."""
-        functions = [f for f in given.factors if isinstance(f, Func)]
+        divisors = [
+            _Found(f.argument, divides=True)
+            for f in given.factors
+            if isinstance(f, Func) and f.name == "reciprocal" and isinstance(f.argument, Leaf)
+        ]
+        functions = [f for f in given.factors if isinstance(f, Func) and isinstance(f.argument, tuple)]
         leaves = [f for f in given.factors if isinstance(f, Leaf)]
         slots = [f for f in wanted.factors if isinstance(f, Leaf)]
         product = next((s for s in slots if self.name(s) == self.pattern.product), None)
@@ -131,11 +154,11 @@ class _Unifier:
         goals = [f for f in wanted.factors if isinstance(f, Func)]
         if (
             len(functions) != len(goals)
-            or len(functions) + len(leaves) != len(given.factors)
+            or len(functions) + len(leaves) + len(divisors) != len(given.factors)
             or bool(wanted.bound) != bool(given.bound)
         ):
             return
-        if len(leaves) < len(slots) or (product is None and len(leaves) > len(slots)):
+        if len(leaves) < len(slots) or (product is None and len(leaves) + len(divisors) > len(slots)):
             return
         state = state.copy()
         rest = given.coefficient
@@ -150,16 +173,16 @@ class _Unifier:
                 for found in after:
                     coefficient = rest
                     for slot, leaf in zip(slots, chosen, strict=True):
-                        found = found.with_leaf(self.name(slot), leaf, coefficient, inner)
+                        found = found.with_leaf(self.name(slot), _Found(leaf, coefficient, inner))
                         coefficient = notation.ONE
-                    for leaf in leaves:
-                        if leaf not in chosen:
-                            found = found.with_leaf(self.pattern.product, leaf, notation.ONE, ())
+                    others = [_Found(leaf) for leaf in leaves if leaf not in chosen]
+                    for other in (*others, *divisors):
+                        found = found.with_leaf(self.pattern.product, other)
                     yield found
 
     def _functions(self, goal: Func, function: Func, states: Iterator[_State]) -> Iterator[_State]:
-        linear = goal.name == "identity"
-        if linear != (function.name == "identity"):
+        linear = not goal.name
+        if linear == bool(function.name):
             return
         assert isinstance(goal.argument, tuple) and isinstance(function.argument, tuple)
         for state in states:
@@ -168,7 +191,11 @@ class _Unifier:
 
 
 def unify(
-    pattern: Pattern, formula: tuple[Names, tuple[Index, ...], Term], term: Term, index: tuple[Index, ...]
+    pattern: Pattern,
+    formula: tuple[Names, tuple[Index, ...], Term],
+    term: Term,
+    index: tuple[Index, ...],
+    alike: Alike,
 ) -> Unification:
     """How a term is the pattern's formula. Raises NoMatch with the reason that goes furthest.
 
@@ -177,47 +204,57 @@ def unify(
         formula: its leaves' names, the index of its result, and its term.
         term: the program's term.
         index: the index of its entry.
+        alike: tells which values of the program are computed alike.
     """
     names, _, goal = formula
     unifier = _Unifier(pattern, names)
-    refusal = NoMatch(_shape_reason(term))
+    refusal = _shape_reason(goal, term)
     for state in unifier.terms(goal, term, _State()):
         try:
-            return _Roles(pattern).assign(state, index)
+            return _Roles(pattern, alike).assign(state, index)
         except NoMatch as error:
             refusal = max(refusal, error, key=lambda e: e.progress)
     raise refusal
 
 
-def _shape_reason(term: Term) -> str:
+def _shape_reason(goal: Term, term: Term) -> NoMatch:
     """Why a term has not even the factors of a pattern."""
-    functions = [f for f in term.factors if isinstance(f, Func)]
+    functions = [f for f in term.factors if isinstance(f, Func) and isinstance(f.argument, tuple)]
     if any(isinstance(f, notation.Delta) for f in term.factors):
-        return "it is only a part of a concatenation or of a buffer"
-    if not any(f.name == "identity" for f in functions):
-        return "the activation is multiplied with no second product of the same shape (no up projection)"
+        return NoMatch("it is only a part of a concatenation or of a buffer")
+    ups, wanted = (sum(isinstance(f, Func) and not f.name for f in t.factors) for t in (term, goal))
+    if ups < wanted:
+        reason = "the activation is multiplied with no second product of the same shape (no up projection)"
+        return NoMatch(reason, progress=-1)
+    if ups > wanted:
+        return NoMatch(f"the activation is multiplied with {ups} tensors of its own shape", progress=-ups)
     for function in functions:
         assert isinstance(function.argument, tuple)
         products = [t for t in function.argument if t.bound]
-        what = "up projection" if function.name == "identity" else f"argument of {function.name}"
+        what = f"argument of {function.name}" if function.name else "up projection"
         if len(products) != 1:
             made = next((_value(leaf) for leaf in notation.leaves((function,))), None)
-            found = f"the result of {made.op.name}" if made is not None and made.op else "an input"
+            found = f"the result of {made.op.title}" if made is not None and made.op else "an input"
             found = f"a sum of {len(products)} products" if products else found
-            return f"the {what} is {found}, not one product of an input and a weight"
+            return NoMatch(f"the {what} is {found}, not one product of an input and a weight", made)
+        if any(not t.factors for t in function.argument):
+            return NoMatch(f"a number is added to the {what}")
         extra = len(products[0].factors) - 2
         if extra > 0:
-            return f"the {what} has {extra} more factor(s) than an input and a weight"
+            return NoMatch(f"the {what} has {extra} more factor(s) than an input and a weight")
     if not term.bound:
-        return "the gated activation is not contracted"
-    return f"the factors are not those of the pattern: {term}"
+        return NoMatch("the activation is not contracted with values")
+    if len(functions) > ups + 1:
+        return NoMatch("activations are multiplied with each other")
+    return NoMatch("it is not one sum over the width of activation, up projection, weight and values")
 
 
 class _Roles:
     """The axes of an assignment, by the operands they occur in."""
 
-    def __init__(self, pattern: Pattern) -> None:
+    def __init__(self, pattern: Pattern, alike: Alike) -> None:
         self.pattern = pattern
+        self.alike = alike
         self.occurs = {
             axis: frozenset(n for n, dims in pattern.operands.items() if axis in " ".join(dims).split())
             for axis in pattern.sizes
@@ -229,9 +266,11 @@ class _Roles:
 
     def assign(self, state: _State, index: tuple[Index, ...]) -> Unification:
         """The operands and roles of an assignment. Raises NoMatch."""
-        operands = {name: self._operand(name, found) for name, found in _aligned(state.leaves).items()}
+        operands = {
+            name: self._operand(name, found) for name, found in _aligned(state.leaves, self.alike).items()
+        }
         roles: dict[str, list[Axis]] = {role: [] for role in self.pattern.sizes}
-        inner = {axis for found in state.leaves.values() for _, _, bound in found for axis in bound}
+        inner = {axis for all_found in state.leaves.values() for found in all_found for axis in found.bound}
         for placed, (axis, present) in enumerate(_occurrences(operands, index).items()):
             if axis.size == 0 and RESULT not in present:
                 raise NoMatch(f"it sums over an axis of size 0 ({', '.join(sorted(present))})", progress=1000)
@@ -240,7 +279,7 @@ class _Roles:
         if not all(roles[role] for role in self.pattern.required):
             raise NoMatch("the activation is scaled by a factor for each channel", progress=1000)
         roles = self.pattern.distribute(
-            roles, {name: operand.leaves[0] for name, operand in operands.items()}
+            roles, {name: operand.entries[0] for name, operand in operands.items()}
         )
 
         def dims(layout: Sequence[str]) -> tuple[tuple[Axis, ...], ...]:
@@ -259,18 +298,20 @@ class _Roles:
 
     def _operand(self, name: str, found: list[_Found]) -> Operand:
         """The leaves of an operand: several for the product, else the same one wherever it stands."""
-        coefficient = math.prod((factor for _, factor, _ in found), start=notation.ONE)
-        leaves = tuple(leaf for leaf, _, _ in found)
+        coefficient = math.prod((f.coefficient for f in found), start=notation.ONE)
+        leaves = tuple(f.leaf for f in found if not f.divides)
+        divisors = tuple(f.leaf for f in found if f.divides)
         twins: tuple[Leaf, ...] = ()
         if name != self.pattern.product:
             leaves, twins = leaves[:1], leaves[1:]
             for twin in twins:
-                if not (twin.index == leaves[0].index and _same_tensor(twin, leaves[0])):
-                    raise NoMatch(_differing(leaves[0], twin), _value(twin), 1)
-        for leaf in leaves:
+                if not (twin.index == leaves[0].index and _same_tensor(self.alike, twin, leaves[0])):
+                    at = max((leaves[0], twin), key=lambda leaf: getattr(_value(leaf), "time", -1))
+                    raise NoMatch(_differing(leaves[0], twin), _value(at), progress=1)
+        for leaf in (*leaves, *divisors):
             if len(set(leaf.axes)) != len(leaf.axes):
                 raise NoMatch(f"a diagonal of {leaf.value} is read", _value(leaf), 1)
-        return Operand(leaves, (), coefficient, twins)
+        return Operand(leaves, (), coefficient, twins, divisors)
 
     def _role(self, axis: Axis, present: set[str], placed: int) -> str:
         """The axis of the pattern that occurs in the same operands.
@@ -285,24 +326,49 @@ class _Roles:
         if not exact and self.pattern.shared <= present:
             exact = shared
         if not exact:
-            where = ", ".join(sorted(present - {SCORE}))
-            raise NoMatch(
-                f"an axis of size {axis.size} occurs in {where}, as no axis of {self.pattern.name} does",
-                progress=2 + placed,
-            )
+            raise NoMatch(_misplaced(axis, present - {SCORE}), progress=2 + placed)
         return min(exact, key=lambda role: len(self.occurs[role] - present))
 
 
-def _same_tensor(a: Leaf, b: Leaf) -> bool:
-    both = isinstance(a.value, Value) and isinstance(b.value, Value)
-    return same_value(a.value, b.value) if both else a.value == b.value  # type: ignore[arg-type]
+WORDS = {
+    "q": "the input",
+    "k": "the gate's weight",
+    "u": "the up weight",
+    "v": "the values",
+    "r": "the routing weight",
+    "gate_bias": "the gate's bias",
+    "up_bias": "the up bias",
+    RESULT: "the result",
+}
+
+
+def _misplaced(axis: Axis, present: set[str]) -> str:
+    """Why an axis keeps a program from being a pattern, in words."""
+    has = " and ".join(word for name, word in WORDS.items() if name in present)
+    if "q" in present and RESULT not in present:
+        return f"it is summed over an axis of size {axis.size} of {has}: tokens or heads"
+    if present <= {"k", "u", "v", "gate_bias", "up_bias"}:
+        lacks = " and ".join(WORDS[name] for name in ("k", "u", "v") if name not in present)
+        return f"{axis.size} activations are added up that share {lacks}"
+    if RESULT in present and "q" not in present:
+        return f"of {has} there is an axis of size {axis.size} that the input of gate and up lacks"
+    lacks = " and ".join(WORDS[name] for name in ("k", "u", "v") if name not in present)
+    return f"an axis of size {axis.size} of {has} is not in {lacks or 'its place'}"
+
+
+def _same_tensor(alike: Alike, a: Leaf, b: Leaf) -> bool:
+    if isinstance(a.value, Value) and isinstance(b.value, Value):
+        return alike(a.value, b.value)
+    return a.value == b.value
 
 
 def _differing(first: Leaf, second: Leaf) -> str:
     a, b = _value(first), _value(second)
     if a is not None and b is not None and a is not b and a.handle is b.handle:
         return f"gate and up do not read the same input: {a} is written to between them"
-    return f"gate and up do not read the same input: {first} and {second}"
+    if a is not None and b is not None and a is b:
+        return f"gate and up do not read the same part of {a}"
+    return f"gate and up do not read the same input: {first.value} and {second.value}"
 
 
 def _value(leaf: Leaf) -> Value | None:
@@ -313,19 +379,19 @@ def _occurrences(operands: Mapping[str, Operand], index: tuple[Index, ...]) -> d
     """The operands that each axis occurs in; axes in the order of the result, then of the operands."""
     present: dict[Axis, set[str]] = {axis: {RESULT} for i in index for axis in i.axes}
     for name, operand in operands.items():
-        for leaf in operand.leaves:
+        for leaf in operand.entries:
             for axis in leaf.axes:
                 present.setdefault(axis, set()).add(name)
     return present
 
 
-def _aligned(leaves: Assignment) -> Assignment:
+def _aligned(leaves: Assignment, alike: Alike) -> Assignment:
     """The leaves, with the axes that gate and up sum over made one: the shared leaf has it in one place."""
     names: dict[Axis, Index] = {}
     for found in leaves.values():
-        (first, _, bound), *others = found
-        for leaf, _, own in others:
-            if not _same_tensor(leaf, first) or len(leaf.index) != len(first.index):
+        (first, _, bound, _), *others = found
+        for leaf, _, own, _ in others:
+            if not _same_tensor(alike, leaf, first) or len(leaf.index) != len(first.index):
                 continue
             for a, b in zip(first.index, leaf.index, strict=True):
                 for (stride, axis), (other_stride, other) in zip(a.digits, b.digits, strict=False):
@@ -333,8 +399,8 @@ def _aligned(leaves: Assignment) -> Assignment:
                         names[other] = Index.over(axis)
     return {
         name: [
-            (Leaf(leaf.value, tuple(index.substitute(names) for index in leaf.index)), coefficient, bound)
-            for leaf, coefficient, bound in found
+            f._replace(leaf=Leaf(f.leaf.value, tuple(index.substitute(names) for index in f.leaf.index)))
+            for f in found
         ]
         for name, found in leaves.items()
     }

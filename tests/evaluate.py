@@ -47,12 +47,6 @@ def _run(op: Op, value: Value, tensors: Mapping[Value, Tensor]) -> Tensor:
     if op.name == "unknown":
         raise Unknown(op)
 
-    if op.name == "unknown":
-        raise Unknown(op)
-
-    if op.name == "unknown":
-        raise Unknown(op)
-
     def real(item: object) -> object:
         return tensors[item].clone() if isinstance(item, Value) else item
 
@@ -86,6 +80,28 @@ FUNCTIONS: dict[str, Callable[[float], tuple[float, float]]] = {
     "relu": lambda x: (max(x, 0.0), 1.0),
     "tanh": lambda x: (math.tanh(x), 1.0),
     "erf": lambda x: (math.erf(x), 1.2),
+    "erfc": lambda x: (math.erfc(x), 1.2),
+    "abs": lambda x: (abs(x), 1.0),
+    "log": lambda x: (math.log(x), 1 / abs(x)),
+    "sqrt": lambda x: (math.sqrt(x), 1 / math.sqrt(x)),
+    "rsqrt": lambda x: (1 / math.sqrt(x), x**-1.5),
+    "sin": lambda x: (math.sin(x), 1.0),
+    "cos": lambda x: (math.cos(x), 1.0),
+    "elu(0.5)": lambda x: (x if x > 0 else math.expm1(x) / 2, 1.0),
+    "celu(0.5)": lambda x: (x if x > 0 else math.expm1(2 * x) / 2, 1.0),
+    "leaky_relu(0.1)": lambda x: (max(x, 0.1 * x), 1.0),
+    "softplus": lambda x: (math.log1p(math.exp(x)), 1.0),
+    "softplus(2.0, 3.0)": lambda x: (math.log1p(math.exp(2 * x)) / 2 if 2 * x <= 3 else x, 1.0),
+    "mish": lambda x: (x * math.tanh(math.log1p(math.exp(x))), 1.2),
+    "hardswish": lambda x: (x * min(max(x + 3, 0.0), 6.0) / 6, 1.5),
+    "hardsigmoid": lambda x: (min(max(x + 3, 0.0), 6.0) / 6, 0.2),
+    "hardtanh(-0.5, 0.5)": lambda x: (min(max(x, -0.5), 0.5), 1.0),
+    "clamp(-0.5, 0.5)": lambda x: (min(max(x, -0.5), 0.5), 1.0),
+    "clamp(0)": lambda x: (max(x, 0.0), 1.0),
+    "clamp(None, 0.5)": lambda x: (min(x, 0.5), 1.0),
+    "clamp_min(0.25)": lambda x: (max(x, 0.25), 1.0),
+    "clamp_max(0.25)": lambda x: (min(x, 0.25), 1.0),
+    "threshold(0.5, 0.1)": lambda x: (x if x > 0.5 else 0.1, 1.0),
     "gelu": lambda x: (x * (1 + math.erf(x / math.sqrt(2))) / 2, 1.2),
     "gelu_tanh": lambda x: (
         x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,

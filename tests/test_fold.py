@@ -75,6 +75,16 @@ def test_a_list_of_modules_reads_its_own_part_of_an_input():
     assert sizes(term) == [2, 3]
 
 
+def test_divisors_are_part_of_a_progression():
+    def function(x, *divisors):
+        return sum(x[i] / (y * y + 1) for i, y in enumerate(divisors))
+
+    _, (term,), _ = folded(lambda x, y: sum(x[i] / y[i] for i in range(3)), (3, 2), (3, 2))
+    assert sizes(term) == [3]
+    _, (term,), _ = folded(function, (3, 2), *[(2,)] * 3)
+    assert sizes(term) == [3]
+
+
 @pytest.mark.parametrize("join", [torch.cat, torch.stack])
 def test_heads_that_are_joined_are_an_axis_of_the_result(join):
     def function(x, w):
@@ -141,6 +151,8 @@ def test_equal_terms_are_counted():
 
 # Terms that are no progression: what must not be folded, and how many terms remain.
 UNFOLDED = {
+    "divisors that are no progression": (lambda x, y: x[0] / y[1] + x[1] / y[0], ((2,), (2,)), 2),
+    "a divisor and a factor": (lambda x, y: x[0] / y[0] + x[1] * y[1], ((2,), (2,)), 2),
     "squares": (lambda x: x[0] + x[1] + x[4] + x[9], ((10,),), 4),
     "one twice": (lambda x: x[0] + x[0] + x[1], ((2,),), None),
     "other coefficients": (lambda x: x[0] + 2 * x[1], ((2,),), 2),

@@ -227,7 +227,8 @@ def test_a_term_is_printed_as_its_equation():
     score = Term(Fraction(1, 2), (q, k), (d,))
     assert repr(score) == "sum_{d} 1/2 * Q[n, d] * K[4*h+d+1]"
     assert repr(Func("silu", (score,))) == f"silu({score})"
-    assert repr(Func("identity", (score,))) == f"({score})"
+    assert repr(Func("identity", (score,))) == f"identity({score})"
+    assert repr(Func("", (score,))) == f"({score})"  # no function, the sum itself
     assert repr(Term(factors=(Delta(h, Index(2)),))) == "[h=2]"
     assert repr(Term()) == "1" and notation.equation(()) == "0" and repr(Index()) == "0"
     assert notation.equation((score, Term(Fraction(-1)))) == f"{score} + -1"

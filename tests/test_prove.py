@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
+from itertools import combinations
 from typing import Any
 from unittest import mock
 
@@ -90,13 +91,84 @@ def test_the_tables_keep_the_identities_that_the_reader_uses() -> None:
     assert torch.equal(prove._table("reciprocal") * x % P, (x != 0).double())
 
 
+IDENTITIES: dict[str, Callable[[Callable[[str], Tensor], Tensor], tuple[Tensor, Tensor]]] = {
+    "exp(x) exp(-x) = 1": lambda f, x: (f("exp") * minus(f("exp")), torch.ones_like(x)),
+    "erf(-x) = -erf(x)": lambda f, x: (minus(f("erf")), -f("erf")),
+    "erfc(x) = 1 - erf(x)": lambda f, x: (f("erfc"), 1 - f("erf")),
+    "sigmoid(x) + sigmoid(-x) = 1": lambda f, x: (f("sigmoid") + minus(f("sigmoid")), torch.ones_like(x)),
+    "sigmoid(x) = exp(x) / (1 + exp(x))": lambda f, x: (f("sigmoid") * ((1 + f("exp")) % P), f("exp")),
+    "tanh(-x) = -tanh(x)": lambda f, x: (minus(f("tanh")), -f("tanh")),
+    "tanh(x) = 2 sigmoid(2 x) - 1": lambda f, x: (f("tanh"), 2 * at(f("sigmoid"), 2 * x) - 1),
+    "relu(x) relu(x) = x relu(x)": lambda f, x: (f("relu") * f("relu"), x * f("relu")),
+    "silu(x) = x sigmoid(x)": lambda f, x: (f("silu"), x * f("sigmoid")),
+    "silu(x) = x / 2 (1 + tanh(x / 2))": lambda f, x: (
+        2 * f("silu"),
+        x * ((1 + at(f("tanh"), x * HALF)) % P),
+    ),
+    "gelu(x) = x / 2 erfc(-x / sqrt(2))": lambda f, x: (
+        2 * f("gelu"),
+        x * at(f("erfc"), -x * in_field(math.sqrt(0.5))),
+    ),
+    "gelu_tanh(x) = x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x**3))": lambda f, x: (
+        f("gelu_tanh"),
+        x * at(f("sigmoid"), 2 * in_field(math.sqrt(2 / math.pi)) * ((x + cubed(x)) % P)),
+    ),
+}
+
+
+def at(table: Tensor, x: Tensor) -> Tensor:
+    """A function at other elements than 0, 1, 2, ..., which are below 2**53."""
+    return table[(x % P).long()]
+
+
+def minus(table: Tensor) -> Tensor:
+    """The table of f(-x)."""
+    return at(table, -torch.arange(P, dtype=torch.float64))
+
+
+def cubed(x: Tensor) -> Tensor:
+    return x * x % P * x % P * in_field(0.044715) % P
+
+
+def in_field(value: float) -> int:
+    return prove.number(Fraction(value))
+
+
+HALF = in_field(0.5)
+
+
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_the_tables_keep_the_identities_of_other_spellings(name: str) -> None:
+    """Everywhere: at no element is a denominator 0."""
+    a, b = IDENTITIES[name](prove._table, torch.arange(P, dtype=torch.float64))
+    assert torch.equal(a % P, b % P)
+
+
 def test_functions_are_told_apart() -> None:
-    """Each table is as good as random: two functions agree at about one element, and none is the identity."""
-    names = ["exp", "sigmoid", "silu", "gelu", "gelu_tanh", "relu", "tanh", "erf", "reciprocal"]
-    tables = [prove._table(name) for name in names] + [torch.arange(P, dtype=torch.float64)]
-    for i, a in enumerate(tables):
-        for b in tables[:i]:
-            assert int((a == b).sum()) < 20
+    """Each table is as good as random: two functions agree at about one element, and none is the identity.
+
+    But relu is the identity at about half of them, and 0 at the others.
+    """
+    names = [
+        "exp",
+        "sigmoid",
+        "silu",
+        "gelu",
+        "gelu_tanh",
+        "relu",
+        "tanh",
+        "erf",
+        "erfc",
+        "reciprocal",
+        "mish",
+    ]
+    x = torch.arange(P, dtype=torch.float64)
+    tables = {"x": x, "0": torch.zeros_like(x), **{name: prove._table(name) for name in names}}
+    assert abs(int((tables["relu"] == x).sum()) - P / 2) < 4 * math.sqrt(P / 4)  # four standard deviations
+    assert int((tables["relu"] == x).sum() + (tables["relu"] == 0).sum()) == P + 1
+    for (name, a), (other, b) in combinations(tables.items(), 2):
+        if {name, other} not in ({"relu", "x"}, {"relu", "0"}):
+            assert int((a == b).sum()) < 20, (name, other)
 
 
 # -- right matches ------------------------------------------------------------------------------------------
@@ -137,6 +209,46 @@ def test_symbolic_sizes_are_proved_on_few_tokens() -> None:
     torch._dynamo.mark_dynamic(x, 1)
     ((match, _),) = matches(spelling.program, x, *weights)
     assert prove.prove(match) == "exact, 8 tokens"
+
+
+ROOT = math.sqrt(2 / math.pi)
+
+PARTS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "silu by exp": ("silu", lambda x: x / (1 + torch.exp(-x))),
+    "silu by tanh": ("silu", lambda x: 0.5 * x * (1 + torch.tanh(0.5 * x))),
+    "quick gelu": ("silu", lambda x: x * torch.sigmoid(1.702 * x)),
+    "sigmoid by exp": ("sigmoid", lambda x: 1 / (1 + torch.exp(-x))),
+    "gelu by erf": ("gelu", lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))),
+    "gelu by erfc": ("gelu", lambda x: 0.5 * x * torch.erfc(-x * math.sqrt(0.5))),
+    "tanh gelu": ("gelu_tanh", lambda x: 0.5 * x * (1 + torch.tanh(ROOT * (x + 0.044715 * x**3)))),
+    "tanh gelu by sigmoid": ("gelu_tanh", lambda x: x * torch.sigmoid(2 * ROOT * (x + 0.044715 * x**3))),
+    "x * relu(x)": ("relu_squared", lambda x: x * torch.relu(x)),
+    "relu": ("relu", torch.relu),
+    "none": ("identity", lambda x: x),
+}
+
+
+@pytest.mark.parametrize("gate", [True, False], ids=["gated", "ungated"])
+@pytest.mark.parametrize("name", PARTS)
+def test_activations_made_of_parts_are_proved_and_none_stands_for_another(name: str, gate: bool) -> None:
+    activation, function = PARTS[name]
+
+    def program(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        hidden = function(torch.einsum("bthd,hfd->bthf", q, k))
+        hidden = hidden * torch.einsum("bthd,hfd->bthf", q, u) if gate else hidden
+        return torch.einsum("bthf,hfo->btho", hidden, v)
+
+    found = matches(program, torch.randn(2, 5, 3, 4), *(torch.randn(3, 7, 4) for _ in range(3)))
+    if activation == "identity" and not gate:
+        assert found == []
+        return
+    ((match, _),) = found
+    assert match.unification.activation == activation
+    assert prove.prove(match) == "exact"
+    for other in match.pattern.activations - {activation}:
+        wrong = replace(match, unification=replace(match.unification, activation=other))
+        with pytest.raises(NoMatch, match="the proof failed"):
+            prove.prove(wrong)
 
 
 # -- wrong rewrites of right programs -----------------------------------------------------------------------
@@ -272,6 +384,39 @@ def test_a_wrong_addend_is_refused() -> None:
             prove.prove(replace(match, addends=wrong))
 
 
+def test_a_wrong_divisor_is_refused() -> None:
+    def program(q: Tensor, k: Tensor, u: Tensor, v: Tensor, r: Tensor) -> Tensor:
+        weights = r.sin()
+        return cube(q, k, u, v, weights) / weights.sum(-1, keepdim=True) / r.cos().sum(-1, keepdim=True)
+
+    ((match, _),) = matches(program, *cube_tensors())
+    operand = match.unification.operands["r"]
+    first, second = operand.divisors
+    assert prove.prove(match) == "exact"
+    for wrong in (
+        replace(operand, divisors=(first, first, second)),
+        replace(operand, divisors=(*operand.leaves, second), leaves=(first,)),
+        replace(operand, leaves=(*operand.leaves, second), divisors=(first,)),
+    ):
+        with pytest.raises(NoMatch, match="the proof failed"):
+            prove.prove(with_operands(match, r=wrong))
+
+
+def test_a_wrong_sum_of_products_added_is_refused() -> None:
+    def program(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, shared: Tensor, r: Tensor) -> Tensor:
+        out = dense_with_bias(x, gate, up, down, torch.zeros(4)) * r.sum(-1, keepdim=True)
+        return out + 3 * (r @ shared)
+
+    sizes = (2, 3, 4), (5, 4), (5, 4), (4, 5), (6, 4), (2, 3, 6)
+    ((match, _),) = matches(program, *map(torch.randn, sizes))
+    assert prove.prove(match) == "exact"
+    for addend in match.addends:
+        assert addend.bound
+        for wrong in (replace(addend, coefficient=Fraction(2)), replace(addend, factors=addend.factors[:1])):
+            with pytest.raises(NoMatch, match="the proof failed"):
+                prove.prove(replace(match, addends=(wrong,)))
+
+
 # -- wrong rules --------------------------------------------------------------------------------------------
 
 
@@ -324,7 +469,7 @@ def through_slice(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 def through_stack(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
     heads = zip(q.unbind(2), k.unbind(), u.unbind(), v.unbind(), strict=True)
-    own = [[2 * tensor for tensor in head] for head in heads]  # tensors with no order among them
+    own = [[1 + tensor for tensor in head] for head in heads]  # tensors with no order among them
     return torch.stack([(silu(q @ k.t()) * (q @ u.t())) @ v for q, k, u, v in own], 2)
 
 

@@ -131,6 +131,11 @@ READ: list[tuple[str, Function, tuple[tuple[int, ...], ...]]] = [
     ("div", lambda x: x / 3, ((2, 3),)),
     ("addcmul", lambda x, y, z: torch.addcmul(x, y, z, value=-2), ((3,), (2, 1), (1, 3))),
     ("addcmul", written(lambda y, a, b: y.addcmul_(a, b)), ((2, 3), (3,), (2, 1))),
+    ("pow", lambda x: x**2, ((2, 3),)),
+    ("pow", lambda x: torch.pow(x, 3.0), ((2, 3),)),
+    ("pow", lambda x: (x + 1) ** 4, ((2, 3),)),
+    ("pow", lambda x: x.square().pow(1), ((2, 3),)),
+    ("pow", written(lambda y: y.pow_(2)), ((2, 3),)),
     ("mm", lambda x, y: x @ y, ((2, 3), (3, 4))),
     ("mm", lambda x, y: x @ y, ((2, 1), (1, 4))),
     ("mm", lambda x, y: x @ y, ((2, 0), (0, 4))),
@@ -143,6 +148,16 @@ READ: list[tuple[str, Function, tuple[tuple[int, ...], ...]]] = [
     ("addmm", lambda x, w, b: F.linear(x, w, b), ((2, 2, 3), (4, 3), (4,))),
     ("baddbmm", lambda b, x, y: torch.baddbmm(b, x, y, alpha=0.5), ((1, 4), (2, 3, 2), (2, 2, 4))),
     ("baddbmm", written(lambda b, x, y: b.baddbmm_(x, y)), ((2, 3, 4), (2, 3, 2), (2, 2, 4))),
+    ("convolution", lambda x, w: F.conv1d(x, w), ((2, 3, 4), (5, 3, 1))),
+    ("convolution", lambda x, w, b: F.conv1d(x, w, b), ((2, 3, 4), (5, 3, 1), (5,))),
+    ("convolution", lambda x, w, b: F.conv1d(x, w, b, groups=2), ((2, 4, 3), (6, 2, 1), (6,))),
+    ("convolution", lambda x, w: F.conv1d(x, w, groups=4), ((2, 4, 3), (8, 1, 1))),
+    ("convolution", lambda x, w: F.conv1d(x, w, groups=2)[:, 3:], ((2, 4, 3), (6, 2, 1))),
+    ("convolution", lambda x, w: F.conv1d(x, w), ((2, 1, 4), (5, 1, 1))),
+    ("convolution", lambda x, w: F.conv1d(x, w, dilation=2), ((3, 4), (5, 3, 1))),
+    ("convolution", lambda x, w: F.conv1d(x, w, padding="same"), ((2, 3, 4), (5, 3, 1))),
+    ("convolution", lambda x, w, b: F.conv2d(x, w, b, groups=2), ((2, 4, 2, 3), (2, 2, 1, 1), (2,))),
+    ("convolution", lambda x, w: F.conv3d(x, w), ((1, 2, 2, 1, 3), (2, 2, 1, 1, 1))),
     ("sum", lambda x: x.sum(), ((2, 3),)),
     ("sum", lambda x: x.sum(-1), ((2, 3),)),
     ("sum", lambda x: x.sum((0, -1), keepdim=True), ((2, 3, 4),)),
@@ -176,6 +191,28 @@ READ: list[tuple[str, Function, tuple[tuple[int, ...], ...]]] = [
     ("relu", lambda x: F.relu(x), ((3,),)),
     ("tanh", lambda x: torch.tanh(2 * x), ((3,),)),
     ("erf", lambda x: torch.erf(x), ((3,),)),
+    ("erfc", lambda x: torch.erfc(-x), ((3,),)),
+    ("abs", lambda x: (x - 1).abs(), ((3,),)),
+    ("log", lambda x: torch.log(x * x + 1), ((3,),)),
+    ("sqrt", lambda x: torch.sqrt(x * x + 1), ((3,),)),
+    ("rsqrt", lambda x: torch.rsqrt(x * x + 1), ((3,),)),
+    ("sin", lambda x: torch.sin(x), ((3,),)),
+    ("cos", lambda x: torch.cos(x), ((3,),)),
+    ("elu", lambda x: F.elu(x, 0.5), ((8,),)),
+    ("celu", lambda x: F.celu(x, 0.5), ((8,),)),
+    ("leaky_relu", lambda x: F.leaky_relu(x, 0.1), ((8,),)),
+    ("softplus", lambda x: F.softplus(x), ((8,),)),
+    ("softplus", lambda x: F.softplus(x, 2.0, 3.0), ((8,),)),
+    ("mish", lambda x: F.mish(x), ((8,),)),
+    ("hardswish", lambda x: F.hardswish(4 * x), ((8,),)),
+    ("hardsigmoid", lambda x: F.hardsigmoid(4 * x), ((8,),)),
+    ("hardtanh", lambda x: F.hardtanh(x, -0.5, 0.5), ((8,),)),
+    ("clamp", lambda x: x.clamp(min=0), ((8,),)),
+    ("clamp", lambda x: x.clamp(max=0.5), ((8,),)),
+    ("clamp", lambda x: x.clamp(-0.5, 0.5), ((8,),)),
+    ("clamp_min", lambda x: x.clamp_min(0.25), ((8,),)),
+    ("clamp_max", lambda x: x.clamp_max(0.25), ((8,),)),
+    ("threshold", lambda x: F.threshold(x, 0.5, 0.1), ((8,),)),
     ("glu", lambda x: F.glu(x), ((2, 4),)),
     ("glu", lambda x: F.glu(x, 0), ((4, 3),)),
 ]
@@ -202,11 +239,23 @@ LEAVES: dict[str, tuple[Function, tuple[tuple[int, ...], ...]]] = {
     "index_select": (lambda x: x.index_select(0, torch.arange(1, -1, -1)), ((3, 2),)),
     "indexing by a list": (lambda x: x[torch.arange(1, -1, -1)], ((3, 2),)),
     "gather": (lambda x: x.gather(0, torch.zeros(1, 2, dtype=torch.int64)), ((3, 2),)),
-    "clamp": (lambda x: x.clamp(min=0), ((3,),)),
+    "clamp by a tensor": (lambda x, y: x.clamp(min=y), ((3,), (3,))),
+    "maximum of two": (lambda x, y: torch.maximum(x, y), ((3,), (3,))),
+    "a choice": (lambda x: torch.where(x > 0, x, 0.0), ((3,),)),
     "layer norm": (lambda x: F.layer_norm(x, (3,)), ((2, 3),)),
     "softmax": (lambda x: x.softmax(-1), ((2, 3),)),
     "cumsum": (lambda x: x.cumsum(0), ((3,),)),
-    "power": (lambda x: x**2, ((3,),)),
+    "a root": (lambda x: x**0.5, ((3,),)),
+    "no power": (lambda x: x**0, ((3,),)),
+    "a large power": (lambda x: x**5, ((3,),)),
+    "a negative power": (lambda x: x**-1, ((3,),)),
+    "a power of a tensor": (lambda x, y: (x * x) ** y, ((3,), (3,))),
+    "a power of a number": (lambda x: 2.0**x, ((3,),)),
+    "a wide convolution": (lambda x, w: F.conv1d(x, w), ((2, 3, 4), (5, 3, 2))),
+    "a wide convolution of one row": (lambda x, w: F.conv2d(x, w), ((2, 3, 2, 4), (5, 3, 1, 2))),
+    "a padded convolution": (lambda x, w: F.conv1d(x, w, padding=1), ((2, 3, 4), (5, 3, 1))),
+    "a convolution with steps": (lambda x, w: F.conv1d(x, w, stride=2), ((2, 3, 4), (5, 3, 1))),
+    "a transposed convolution": (lambda x, w: F.conv_transpose1d(x, w), ((2, 3, 4), (3, 5, 1))),
     "maximum": (lambda x: x.amax(0), ((3, 2),)),
     "division that rounds": (lambda x: torch.div(x, 2, rounding_mode="floor"), ((3,),)),
     "division by zero": (lambda x: x / 0.0, ((3,),)),
@@ -225,12 +274,11 @@ LEAVES: dict[str, tuple[Function, tuple[tuple[int, ...], ...]]] = {
     "a write through steps": (written(lambda y: y[::2].zero_()), ((4,),)),
     "a write to an uneven part": (written(lambda y: y[1:3].zero_()), ((4,),)),
     "a write by an index": (written(lambda y: y.index_fill_(0, torch.arange(1), 1.0)), ((4,),)),
-    "a shape changed in place": (lambda x: x.clone().unsqueeze_(0), ((4,),)),
+    "strides changed in place": (lambda x: x.clone().as_strided_((2, 2), (1, 1)), ((4,),)),
     "an out argument": (lambda x, y: torch.mm(x, y, out=x.new_empty(2, 2)), ((2, 3), (3, 2))),
     "an out argument that is a view": (written(lambda y, z: torch.mm(z, z, out=y[0])), ((2, 2, 2), (2, 2))),
     "a list written": (written(lambda y, z: torch._foreach_add_([z.clone(), y], 2.0)), ((2,), (2,))),
     "several outputs": (lambda x: torch.var_mean(x, 0)[1], ((3, 2),)),
-    "uneven pieces": (lambda x, y: torch.cat([x, y]), ((1, 2), (2, 2))),
 }
 
 
@@ -241,6 +289,27 @@ def test_what_has_no_index_notation_is_a_leaf(name):
     assert not found.leaves <= set(found.inputs), found.terms
     if torch.isfinite(found.expected).all():
         check(found)
+
+
+SHAPED_IN_PLACE: dict[str, tuple[Function, tuple[int, ...]]] = {
+    "unsqueeze_": (lambda x: x.clone().unsqueeze_(0).unsqueeze_(-1), (2, 3)),
+    "squeeze_": (lambda x: x.clone().squeeze_(), (1, 2, 1, 3)),
+    "squeeze_ of a dimension": (lambda x: x.clone().squeeze_(0).squeeze_(-1), (1, 2, 1, 1)),
+    "t_": (lambda x: x.clone().t_(), (2, 3)),
+    "transpose_": (lambda x: x.clone().transpose_(-1, 0), (2, 3, 4)),
+    "swapaxes_": (lambda x: x.clone().swapaxes_(0, 1), (2, 3)),
+    "a write before and after": (lambda x: x.clone().mul_(2).t_().add_(1), (2, 3)),
+    "a write through a view of it": (written(lambda y: y.t_()[1].zero_()), (2, 3)),
+    "a view": (lambda x: x[1].t_() * x[0].t(), (2, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPED_IN_PLACE)
+def test_a_shape_changed_in_place_is_read_as_a_view(name):
+    function, shape = SHAPED_IN_PLACE[name]
+    found = program(function, shape)
+    assert found.leaves == set(found.inputs)
+    check(found)
 
 
 @pytest.mark.parametrize("change", [lambda y: y.view(3, 2).t_(), lambda y: y[0:1].squeeze_(0)])
@@ -357,6 +426,7 @@ def statements(draw, x, shape, shapes):
         f"{x}.sigmoid()",
         f"torch.exp(-{x} * {x})",
         f"{x} / (1 + torch.exp(-{x}))",
+        f"{x} ** {draw(st.integers(1, 3))}",
         f"torch.stack([{x}, {y}], {draw(st.integers(-rank - 1, rank))})",
         f"torch.sub({x}, {y}, alpha={scalar})",
         f"{x} * {y}",

@@ -371,7 +371,10 @@ def test_a_conditional_is_taken_at_its_word():
     product, result = value_named(graph, "mul"), value_named(graph, "mul", 1)
     assert result.op.args[0].shape == (3,) and Reader().rule(result.op.args[0]) is None
     assert product in graph.tape.scopes[0].returned
-    assert not {"sin", "cos"} & set(graph.names)
+    main, *bodies = graph.tape.scopes
+    assert main.inside == "" and {body.inside for body in bodies} == {"a body of cond"}
+    for name in ("sin", "cos"):  # what is inside is noted for the report
+        assert value_named(graph, name).op.scope in bodies
 
 
 def test_a_custom_autograd_function_is_opaque():
@@ -385,7 +388,11 @@ def test_a_custom_autograd_function_is_opaque():
             return gradient * 5
 
     graph = Graph(lambda x: Double.apply(x + 1) * 3, torch.randn(3, requires_grad=True))
-    (product,) = [v for v in graph.tape.values if v.op is not None and v.op.name == "mul"]
+    main, body = graph.tape.scopes
+    assert body.inside == "a custom autograd function"
+    (product,) = [
+        v for v in graph.tape.values if v.op is not None and v.op.name == "mul" and v.op.scope is main
+    ]
     assert product.op.args[0].requires_grad and Reader().rule(product.op.args[0]) is None
 
 
@@ -621,10 +628,14 @@ def test_inference_mode_gives_the_same_operations():
 # -- transforms and subclasses -----------------------------------------------------------------------------
 
 
-def test_the_level_of_a_functorch_transform_is_noted():
-    graph = Graph(lambda x: torch.vmap(lambda row: F.silu(row) * 2)(x) + 1, torch.randn(3, 4))
-    assert value_named(graph, "silu").op.state.functorch_level > 0
-    assert value_named(graph, "add").op.state.functorch_level == 0
+def test_the_transforms_of_torch_func_are_noted():
+    def inner(x):
+        return torch.func.grad(lambda x: x.sin().sum())(x)
+
+    graph = Graph(lambda x: torch.vmap(lambda row: inner(F.silu(row) * 2))(x) + 1, torch.randn(3, 4))
+    assert value_named(graph, "silu").op.state.transforms == ("Vmap",)
+    assert value_named(graph, "sin").op.state.transforms == ("Vmap", "Grad")
+    assert value_named(graph, "add").op.state.transforms == ()
 
 
 def test_a_tensor_subclass_is_not_plain():

@@ -9,7 +9,7 @@ from itertools import permutations
 import pytest
 import torch
 from torch import Tensor, fx
-from torch.nn.functional import linear, silu
+from torch.nn.functional import gelu, linear, relu, silu
 
 from mhf_compile.match import Match, Unmatched, find
 from mhf_compile.notation import product
@@ -131,9 +131,47 @@ def test_scalars_are_collected_exactly() -> None:
         return torch.einsum("bthe,bthef,hefo->btho", r, silu(-gate / 4) * (3 * up), v) * 0.1
 
     unification = unified(program, *operands())
-    assert unification.scalars == {"gate_scale": Fraction(-1, 4), "scale": 3 * Fraction(0.1)}
+    assert unification.scalars == {"gate_scale": Fraction(-1, 2), "scale": 6 * Fraction(0.1)}
     plain = unified(full, *operands())
     assert plain.scalars == {"gate_scale": 1, "scale": 1}
+
+
+@pytest.mark.parametrize(
+    ("function", "activation", "gate_scale", "scale"),
+    [
+        (torch.sigmoid, "sigmoid", 1, 1),
+        (lambda x: x * torch.sigmoid(1.702 * x), "silu", Fraction(1.702), 1 / Fraction(1.702)),
+        (lambda x: 3 * gelu(x / 4), "gelu", Fraction(1, 4), 3),
+        (lambda x: gelu(-x, approximate="tanh"), "gelu_tanh", -1, 1),
+        (lambda x: relu(x / 2) ** 2 / 2, "relu_squared", Fraction(1, 2), Fraction(1, 2)),
+        (lambda x: x / 2, "identity", Fraction(1, 2), 1),
+    ],
+    ids=["sigmoid", "quick_gelu", "gelu", "gelu_tanh", "relu_squared", "identity"],
+)
+def test_scalars_of_each_activation_are_collected_exactly(
+    function: Callable[[Tensor], Tensor], activation: str, gate_scale: Fraction, scale: Fraction
+) -> None:
+    def program(q: Tensor, k: Tensor, u: Tensor, v: Tensor, r: Tensor) -> Tensor:
+        gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+        return torch.einsum("bthe,bthef,hefo->btho", r, function(gate) * up, v)
+
+    unification = unified(program, *operands())
+    assert unification.activation == activation
+    assert unification.scalars == {"gate_scale": gate_scale, "scale": scale}
+
+
+def ungated(q: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
+    gate = torch.einsum("bthd,hefd->bthef", q, k)
+    return torch.einsum("bthe,bthef,hefo->btho", r, relu(gate), v)
+
+
+def test_without_a_gate_there_is_no_up_projection() -> None:
+    (match,) = found(ungated, *operands("q k v r"))
+    assert isinstance(match, Match) and match.pattern.name == "ungated_mhf"
+    unification = match.unification
+    assert sizes(unification) == {"b": B, "t": T, "h": H, "g": 1, "e": E, "f": F, "d": D, "o": O}
+    assert shapes(unification) == {name: SHAPES[name] for name in ("q", "k", "v", "r")}
+    assert unification.activation == "relu"
 
 
 def test_biases() -> None:
@@ -156,14 +194,37 @@ def test_factors_of_tokens_heads_and_subnetworks_make_up_the_weights() -> None:
     assert tuple(product([axis.size for axis in dim]) for dim in operand.dims) == SHAPES["r"]
 
 
-def test_an_input_computed_twice_is_one_operand() -> None:
+def test_weights_that_are_normalised_are_divided() -> None:
     def program(q, k, u, v, r):
-        gate, up = torch.einsum("bthd,hefd->bthef", q * 2, k), torch.einsum("bthd,hefd->bthef", q * 2, u)
+        weights = r.exp()
+        return full(q, k, u, v, weights) / weights.sum(-1, keepdim=True)
+
+    operand = unified(program, *operands()).operands["r"]
+    assert (len(operand.leaves), len(operand.divisors)) == (1, 1)
+    assert operand.entries == (*operand.leaves, *operand.divisors)
+
+
+def test_a_multiple_of_an_operand_is_the_operand() -> None:
+    def program(q, k, u, v, r):
+        gate, up = torch.einsum("bthd,hefd->bthef", q * 2, k), torch.einsum("bthd,hefd->bthef", -q, u)
+        return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate) * up, v)
+
+    unification = unified(program, *operands())
+    assert {
+        leaf.value.op for leaf in (*unification.operands["q"].leaves, *unification.operands["q"].twins)
+    } == {None}
+    assert unification.scalars == {"gate_scale": 2, "scale": -1}
+
+
+def test_an_input_computed_twice_is_one_tensor() -> None:
+    def program(q, k, u, v, r):
+        gate = torch.einsum("bthd,hefd->bthef", q.sin(), k)
+        up = torch.einsum("bthd,hefd->bthef", q.sin(), u)
         return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate) * up, v)
 
     operand = unified(program, *operands()).operands["q"]
     assert (len(operand.leaves), len(operand.twins)) == (1, 1)
-    assert operand.leaves[0].value is not operand.twins[0].value
+    assert operand.leaves[0].value is operand.twins[0].value
 
 
 def test_gate_and_up_are_told_apart() -> None:
@@ -211,11 +272,30 @@ def up_multiplied_twice(q, k, u, v, r):
     return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate) * up * up, v)
 
 
+def unknown_activation(q, k, u, v, r):
+    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+    return torch.einsum("bthe,bthef,hefo->btho", r, torch.tanh(gate) * up, v)
+
+
+def unknown_constant(q, k, u, v, r):
+    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+    hidden = 0.5 * gate * (1 + torch.tanh(0.79788 * (gate + 0.044715 * gate**3)))
+    return torch.einsum("bthe,bthef,hefo->btho", r, hidden * up, v)
+
+
+def unknown_ungated_activation(q, k, u, v, r):
+    gate = torch.einsum("bthd,hefd->bthef", q, k)
+    return torch.einsum("bthe,bthef,hefo->btho", r, gate.clamp(min=0), v)
+
+
 REASONS = [
-    (heads_summed, f"an axis of size {H} occurs in k, q, u, v, as no axis of flash_mhf does"),
-    (tokens_mixed, f"an axis of size {T} occurs in q, as no axis of flash_mhf does"),
+    (heads_summed, f"it is summed over an axis of size {H}"),
+    (tokens_mixed, f"it is summed over an axis of size {T}"),
     (other_tokens_for_up, "gate and up do not read the same input"),
-    (up_multiplied_twice, "the factors are not those of the pattern"),
+    (up_multiplied_twice, "the activation is multiplied with 2 tensors of its own shape"),
+    (unknown_activation, "the activation is tanh(x), none that the op knows"),
+    (unknown_constant, "0.5*x, none that the op knows"),
+    (unknown_ungated_activation, "the activation is clamp(0)(x), none that the op knows"),
 ]
 
 

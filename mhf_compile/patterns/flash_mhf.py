@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def formula(
     r: Tensor | None = None,
     gate_bias: Tensor | None = None,
     up_bias: Tensor | None = None,
-    activation: str = "silu",
+    activation: Callable[[Tensor], Tensor] = torch.nn.functional.silu,
     gate_scale: float = 1.0,
     scale: float = 1.0,
 ) -> Tensor:
@@ -48,7 +48,7 @@ def formula(
         gate = gate + gate_bias[:, None]
     if up_bias is not None:
         up = up + up_bias[:, None]
-    hidden = getattr(torch.nn.functional, activation)(gate) * up
+    hidden = activation(gate) * up
     if r is not None:
         hidden = hidden * r.unflatten(2, (kv_heads, -1)).unsqueeze(-1)
     return scale * torch.einsum("bthgef,hefo->bthgo", hidden, v).flatten(2, 3)
@@ -91,7 +91,7 @@ FLASH_MHF = Pattern(
     shared=frozenset({"q", "result"}),
     product="r",
     scalars={"gate_scale": 3, "scale": 5},
-    activations=frozenset({"silu"}),
+    activations=frozenset(["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "sigmoid", "identity"]),
     tokens=("b", "t"),
     distribute=distribute,
 )

@@ -18,9 +18,11 @@ class Pattern:
 
     Attributes:
         name: the op's name in the report.
-        op: the qualified name of the op, called with the operands in order, the activation and the scalars.
+        op: the qualified name of the op, whose arguments have the names of the operands and scalars; those that
+            the pattern lacks are None.
         formula: the computation in eager PyTorch, ``formula(*operands, activation, *scalars)``: the
-            definition, and the oracle of the tests and of the proof. An optional operand may be None.
+            definition, and the oracle of the tests and of the proof. An optional operand may be None; the
+            activation is a function.
         operands: for each operand the axes of its dimensions; ``"h g"`` is one dimension of two digits.
         result: the same for the result.
         sizes: a size for each axis, to trace the formula with; all different.

@@ -1,0 +1,55 @@
+"""The multi-head feed-forward without a gate: one product, an activation, values; with H = 1 the MLP of BERT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mhf_compile.patterns.flash_mhf import FLASH_MHF, distribute
+from mhf_compile.patterns.pattern import Pattern
+
+
+def formula(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: Tensor | None = None,
+    gate_bias: Tensor | None = None,
+    activation: Callable[[Tensor], Tensor] = torch.nn.functional.relu,
+    gate_scale: float = 1.0,
+    scale: float = 1.0,
+) -> Tensor:
+    """``scale * sum_e r * sum_f act(gate_scale * q.k + gate_bias) * v``, in eager PyTorch.
+
+    Operands and result are those of :func:`mhf_compile.patterns.flash_mhf.formula`.
+    """
+    kv_heads = k.shape[0]
+    q = q.unflatten(2, (kv_heads, q.shape[2] // kv_heads))
+    gate = gate_scale * torch.einsum("bthgd,hefd->bthgef", q, k)
+    hidden = activation(gate if gate_bias is None else gate + gate_bias[:, None])
+    if r is not None:
+        hidden = hidden * r.unflatten(2, (kv_heads, -1)).unsqueeze(-1)
+    return scale * torch.einsum("bthgef,hefo->bthgo", hidden, v).flatten(2, 3)
+
+
+_GATED = frozenset({"u", "up_bias"})
+
+UNGATED_MHF = Pattern(
+    name="ungated_mhf",
+    op="mhf::flash_mhf",
+    formula=formula,
+    operands={name: dims for name, dims in FLASH_MHF.operands.items() if name not in _GATED},
+    result=FLASH_MHF.result,
+    sizes=FLASH_MHF.sizes,
+    optional=FLASH_MHF.optional - _GATED,
+    contracted=FLASH_MHF.contracted,
+    required=FLASH_MHF.required,
+    shared=FLASH_MHF.shared,
+    product=FLASH_MHF.product,
+    scalars=FLASH_MHF.scalars,
+    activations=frozenset(["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "sigmoid"]),
+    tokens=FLASH_MHF.tokens,
+    distribute=distribute,
+)
