@@ -1,0 +1,52 @@
+"""What people write, by several hands: each is one fused call, right in values and all gradients."""
+
+from __future__ import annotations
+
+import contextlib
+from importlib import import_module
+
+import pytest
+import torch
+from torch import Tensor
+
+import mhf_compile
+from tests.comparison import LONGEST_SUM, counted_calls
+from tests.spellings.case import Case, converted, tensors
+
+AUTHORS = ("first", "second", "third")
+CASES = [
+    pytest.param(case, id=f"{author}-{case}")
+    for author in AUTHORS
+    for case in import_module(f"tests.spellings.{author}").CASES
+]
+
+OPTIONS = {"flashmhf.strict": True, "flashmhf.inner": "eager", "flashmhf.dense": "always"}
+
+
+def test_there_are_many() -> None:
+    assert len(CASES) >= 80
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_is_one_fused_call(case: Case) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model, inputs = converted(*case.make(), torch.float64)
+    wanted = tensors(model, inputs)
+    context = case.context or contextlib.nullcontext
+
+    def outcome(program: object) -> list[Tensor]:
+        with context():
+            result: Tensor = program(*inputs)  # type: ignore[operator]
+        return [result.detach(), *torch.autograd.grad(result.square().mean(), wanted)]
+
+    before = outcome(model)
+    compiled = torch.compile(model, backend="flashmhf", options=OPTIONS, fullgraph=True)
+    with counted_calls() as calls:
+        after = outcome(compiled)
+    report = "\n".join(map(str, mhf_compile.last_reports()))
+    assert calls[0] == 1, report
+    assert sum(len(one.misses) for one in mhf_compile.last_reports()) == case.beside, report
+    for a, b in zip(after, before, strict=True):
+        # Each is off by half a unit in the last place for each product summed, at most.
+        assert float((a - b).norm()) <= LONGEST_SUM * torch.finfo(torch.float64).eps * float(b.norm())
