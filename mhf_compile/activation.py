@@ -332,8 +332,6 @@ class Activations:
             assert isinstance(entry.value, Value)
             if inside:
                 entry = _canonical(reader, entry)
-                assert isinstance(entry.value, Value)
-                entry = Leaf(self.alike.first[entry.value], entry.index)
                 if entry in seen:
                     continue
                 seen.append(entry)

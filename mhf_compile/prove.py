@@ -136,21 +136,29 @@ class _Replay:
         self.shape = shape
         self.alike = alike
         self.tensors = dict(known)
+        self.waiting: dict[Value, None] = {}
 
     def run(self, values: Iterable[Value]) -> None:
-        for value in values:
-            if value not in self.tensors:
-                assert value.op is not None
-                result = self._compute(value.op, value)
-                self.tensors[value] = result if RULES[value.op.name].kind == "move" else result % PRIME
+        self.waiting = dict.fromkeys(value for value in values if value not in self.tensors)
+        while self.waiting:
+            self._made(next(iter(self.waiting)))
+
+    def _made(self, value: Value) -> Tensor:
+        del self.waiting[value]
+        assert value.op is not None
+        result = self._compute(value.op, value)
+        self.tensors[value] = result if RULES[value.op.name].kind == "move" else result % PRIME
+        return self.tensors[value]
 
     def _get(self, argument: object) -> Tensor:
         if isinstance(argument, Value):
             if argument not in self.tensors:  # something computed like it was read in its place
-                twin = next((v for v in self.tensors if self.alike(v, argument)), None)
+                if argument in self.waiting:
+                    return self._made(argument)
+                twin = next((v for v in (*self.tensors, *self.waiting) if self.alike(v, argument)), None)
                 if twin is None:
                     raise Refusal(f"the proof does not know {argument}")
-                self.tensors[argument] = self.tensors[twin]
+                self.tensors[argument] = self._get(twin)
             return self.tensors[argument]
         if isinstance(argument, (int, float)):
             return torch.tensor(float(number(scalar(argument))), dtype=torch.float64)
