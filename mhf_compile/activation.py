@@ -1,62 +1,26 @@
 """Find the activations of a tape: the values at which an elementwise function of one entry is complete.
 
 An activation may be one operation or be spelled out over many, ``x / (1 + exp(-x))``, with other factors
-between them. It is known by what it computes: the expression in ``x`` is evaluated, and its slope, and
-compared with each function that the op knows. So no spelling is named here; an expression that is none of
-them keeps its text as its name, ``x * tanh(x)``, and is never rewritten.
+between them. What is read of it is an expression in ``x``, and which function that is, is known by what it
+computes. One that the op does not know keeps its text as its name, ``x*tanh(x)``, and is never rewritten.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
-from functools import lru_cache
 
 import torch
 
 from mhf_compile.alike import Alike
+from mhf_compile.expression import Call, Expression, Known, X, functions, identify, text, times
 from mhf_compile.kernels.activations import ACTIVATIONS
 from mhf_compile.notation import ONE, Delta, Factor, Func, Leaf, Term, Unreadable
 from mhf_compile.read import DTYPES, Reader, entry_axes
 from mhf_compile.rules import RULES, Rule
 from mhf_compile.tape import Op, Tape, Value
-
-Expression = tuple[tuple[Fraction, tuple["X | Call", ...]], ...]
-"""A sum of products, in which X is the entry that all of it depends on."""
-
-
-@dataclass(frozen=True)
-class X:
-    """The entry that an expression depends on."""
-
-    def __repr__(self) -> str:
-        return "x"
-
-
-@dataclass(frozen=True)
-class Call:
-    """A named function of an expression."""
-
-    name: str
-    argument: Expression
-
-    def __repr__(self) -> str:
-        return f"{self.name}({text(self.argument)})"
-
-
-FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    **{name: activation.function for name, activation in ACTIVATIONS.items()},
-    "exp": torch.exp,
-    "erf": torch.erf,
-    "erfc": torch.erfc,
-    "tanh": torch.tanh,
-    "reciprocal": torch.reciprocal,
-}
-"""What expressions are evaluated with; one with another function is none that the op knows."""
 
 _PARTS = frozenset(["exp", "erf", "erfc", "reciprocal", "abs", "log", "sqrt", "rsqrt", "sin", "cos"])
 """Functions that are parts of activations, or of norms, but none themselves."""
@@ -74,100 +38,6 @@ TERMS = 64
 """Terms of the longest expression."""
 
 
-# -- what an expression is ----------------------------------------------------------------------------------
-
-
-def text(expression: Expression) -> str:
-    """An expression for people."""
-    terms = []
-    for coefficient, factors in expression:
-        names = [f"{float(coefficient):.6g}"] * (coefficient != 1 or not factors) + list(map(repr, factors))
-        terms.append("*".join(names))
-    return " + ".join(terms) or "0"
-
-
-def evaluate(expression: Expression, x: torch.Tensor) -> torch.Tensor:
-    """An expression at points. Raises KeyError for a function that is not among FUNCTIONS."""
-    total = torch.zeros_like(x)
-    for coefficient, factors in expression:
-        value = torch.full_like(x, float(coefficient))
-        for factor in factors:
-            value = value * (
-                x if isinstance(factor, X) else FUNCTIONS[factor.name](evaluate(factor.argument, x))
-            )
-        total = total + value
-    return total
-
-
-@dataclass(frozen=True)
-class Known:
-    """An activation that the op knows: ``factor * name(scale * x)``."""
-
-    name: str
-    factor: Fraction = ONE
-    scale: Fraction = ONE
-
-
-@lru_cache(maxsize=4096)
-def identify(expression: Expression) -> Known | None:
-    """The activation that an expression is; None where it is none.
-
-    ``x * sigmoid(1.702 * x)`` is a silu of ``1.702 * x``, divided by 1.702. Values and slopes agree at points
-    between -6 and 6, zero among them, and at some up to 90, up to the rounding of float64: some 100
-    operations on numbers below ``1 + abs(x)**3``. ``clamp(x, min=0)`` is no relu: its slope at zero is 1.
-    """
-    content = next((coefficient for coefficient, _ in expression if coefficient), None)
-    if content is None:
-        return None
-    expression = tuple((coefficient / content, factors) for coefficient, factors in expression)
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-        x = _points().requires_grad_()
-        try:
-            found = _with_slope(evaluate(expression, x), x)
-        except (KeyError, OverflowError):
-            return None
-        near = x.detach().abs() <= 6
-        if not found[:, near].isfinite().all():
-            return None
-        seen = found.isfinite().all(0)  # far out, eager may overflow where the op does not
-        slack = 100 * torch.finfo(torch.float64).eps * (1 + x.detach().abs() ** 3)
-        for scale, (name, activation) in itertools.product(_scales(expression), ACTIVATIONS.items()):
-            wanted = _with_slope(activation.function(float(scale) * x), x)
-            largest = (wanted[0].abs() * near).argmax()
-            ratio = float(found[0][largest] / wanted[0][largest]) * float(scale)
-            factor = Fraction(ratio).limit_denominator(64) / scale if math.isfinite(ratio) else Fraction(0)
-            difference = (found - float(factor) * wanted).abs()
-            if factor and bool((difference <= slack * abs(float(factor)))[:, seen].all()):
-                return Known(name, factor * content, scale)
-    return None
-
-
-def _points() -> torch.Tensor:
-    """Points to compare functions at: a dense grid around zero, and powers of two far out."""
-    grid = torch.linspace(-6, 6, 49, dtype=torch.float64)
-    far = 2 ** torch.arange(3, 6.75, 0.25, dtype=torch.float64)
-    return torch.cat([grid, grid * 0.9173, far, -far])
-
-
-def _with_slope(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    (slope,) = torch.autograd.grad(y.sum(), x, allow_unused=True)
-    return torch.stack([y.detach(), torch.zeros_like(x) if slope is None else slope])
-
-
-def _scales(expression: Expression) -> list[Fraction]:
-    """The factors that x stands with in an expression's functions, after 1."""
-    scales = [ONE]
-    for call in (f for _, factors in expression for f in factors if isinstance(f, Call)):
-        match call.argument:
-            case ((scale, (X(),)),) if abs(scale) not in scales:
-                scales.append(abs(scale))
-        scales += [scale for scale in _scales(call.argument) if scale not in scales]
-    return scales
-
-
-# -- reading ------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class _Product:
     """A product of what depends on one entry only, and the rest."""
@@ -182,14 +52,14 @@ class _Product:
 
     def take(self, expression: Expression, path: list[Leaf], count: int = 1) -> None:
         """Multiply something in that depends on the entry only."""
-        self.inside = _times(self.inside, expression)
+        self.inside = times(self.inside, expression)
         self.count += count
         self.path += path
 
     @property
     def is_new(self) -> bool:
         """Whether it is a function, and more than a tensor that was complete before, times others."""
-        return bool(self.path) and (self.count > 1 or not self.rest) and bool(_calls(self.inside))
+        return bool(self.path) and (self.count > 1 or not self.rest) and bool(functions(self.inside))
 
 
 class Activations:
@@ -238,7 +108,7 @@ class Activations:
     def _foreign(self, value: Value, op: Op) -> None:
         """Note an elementwise operation without a rule on a score: it is none that the op knows."""
         tagged = op.func is not None and torch.Tag.pointwise in op.func.tags
-        pointwise = tagged or op.name in ("_prelu_kernel", "rrelu_with_noise")
+        pointwise = tagged or op.name == "_prelu_kernel"  # which PyTorch does not tag
         scores = [v for v in op.inputs if v in self._scores and v.shape == value.shape]
         if pointwise and scores and value.dtype in DTYPES and value.output == 0:
             self.anchors[value] = op.name.removeprefix("_")
@@ -314,7 +184,7 @@ class Activations:
             named = known.name in ACTIVATIONS
             if wanted is not None and known.name != wanted:
                 continue
-            if not named and x.value not in self._scores and _calls(product.inside) <= _PARTS:
+            if not named and x.value not in self._scores and functions(product.inside) <= _PARTS:
                 continue
             if named and not product.rest:
                 return product, known
@@ -362,7 +232,7 @@ class Activations:
                     else:
                         parts.rest.append(factor)
                 if parts.count:
-                    product.take(_times(((coefficient, ()),), parts.inside), parts.path, parts.count)
+                    product.take(times(((coefficient, ()),), parts.inside), parts.path, parts.count)
                     product.rest += parts.rest
                     return None
         product.rest.append(leaf)
@@ -407,20 +277,10 @@ def _expression(
             found = _expression(reader, alike, inner, x, inside, depth - 1)
             if found is None or len(product) * len(found) > TERMS:
                 return None
-            product = _times(product, found)
+            product = times(product, found)
         total += product
     path += inside
     return total
-
-
-def _times(a: Expression, b: Expression) -> Expression:
-    return tuple((c * d, (*f, *g)) for c, f in a for d, g in b)
-
-
-def _calls(expression: Expression) -> set[str]:
-    """The functions that an expression is made of."""
-    calls = [f for _, factors in expression for f in factors if isinstance(f, Call)]
-    return {call.name for call in calls}.union(*(_calls(call.argument) for call in calls))
 
 
 def _canonical(reader: Reader, leaf: Leaf) -> Leaf:

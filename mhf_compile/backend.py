@@ -24,11 +24,11 @@ from mhf_compile.errors import NotRewritten
 from mhf_compile.match import Match, Unmatched, find
 from mhf_compile.options import Options, parse
 from mhf_compile.prove import Proofs
+from mhf_compile.reasons import NoMatch, Refusal
 from mhf_compile.record import record
 from mhf_compile.region import Region
 from mhf_compile.report import Miss, Report, Rewrite, module_of, source_of
 from mhf_compile.surgery import Surgeon, describe
-from mhf_compile.unify import NoMatch, Refusal
 
 log = logging.getLogger(__name__)
 
@@ -189,15 +189,12 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
 
 
 def _refused(match: Match, error: NoMatch) -> list[Miss]:
-    return [
-        _miss(Unmatched(match.pattern, anchor, error.reason, error.at, error.advice))
-        for anchor in match.anchors
-    ]
+    return [_miss(Unmatched(match.pattern, anchor, error)) for anchor in match.anchors]
 
 
 def _miss(found: Unmatched) -> Miss:
     anchor = found.anchor.op.node if found.anchor.op is not None else None
-    return Miss(found.pattern.name, module_of(anchor), source_of(anchor), found.reason, found.advice)
+    return Miss(found.pattern.name, module_of(anchor), source_of(anchor), found.why.reason, found.why.advice)
 
 
 def compile_inner(module: fx.GraphModule, inputs: Sequence[Any], inner: str, kwargs: dict[str, Any]) -> Any:

@@ -18,8 +18,9 @@ from mhf_compile import notation
 from mhf_compile.fold import Stacked
 from mhf_compile.match import Match
 from mhf_compile.notation import Axis, Index, Leaf, Size
+from mhf_compile.reasons import NoMatch
 from mhf_compile.tape import Value
-from mhf_compile.unify import NoMatch, Operand
+from mhf_compile.unify import Operand
 
 T = TypeVar("T")
 

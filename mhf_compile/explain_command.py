@@ -115,8 +115,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "explain",
         help="say what would be rewritten in a model, and what not and why",
-        description="Run a model once, and print which of its gated feed-forwards the backend would\n"
-        "rewrite, and why it would leave the others alone.",
+        description="Run a model once, and print which of its feed-forwards, gated or not, the backend\n"
+        "would rewrite, and why it would leave the others alone.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -129,7 +129,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with all of it")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
-        "--dense", choices=("auto", "always", "never"), default="auto", help="whether to rewrite dense SwiGLU"
+        "--dense",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="whether to rewrite dense feed-forwards: one head, one sub-network",
     )
     parser.add_argument(
         "--require", metavar="N", type=positive, default=0, help="status 1 if fewer were rewritten"

@@ -24,25 +24,16 @@ from mhf_compile.fold import parts
 from mhf_compile.normal import normal_form
 from mhf_compile.notation import Axis, Func, Index, Leaf, Term, Unreadable
 from mhf_compile.patterns import PATTERNS, Pattern
-from mhf_compile.read import DTYPES, Reader, entry_axes
+from mhf_compile.read import Reader, entry_axes
+from mhf_compile.reasons import NO_GRAD, NORMS, NoMatch, Refusal, nearest, not_linear
 from mhf_compile.record import record_function
-from mhf_compile.rules import RULES
 from mhf_compile.tape import Op, Scope, Tape, Value
-from mhf_compile.unify import NO_DROPOUT, NoMatch, Refusal, Unification, unify
+from mhf_compile.unify import Unification, unify
 
 log = logging.getLogger(__name__)
 
 CONTRACTIONS = 6
 """A value that an activation reaches only through more products and sums than this is no candidate."""
-
-
-NORMS = frozenset(
-    ["pow", "native_layer_norm", "native_group_norm", "_fused_rms_norm", "linalg_vector_norm", "var_mean"]
-)
-"""Operations that norms are made of."""
-
-
-_GRAD = "put no_grad around all of it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,21 +82,21 @@ class Match:
 
 @dataclass(frozen=True)
 class Unmatched:
-    """An activation that is in no match, why, and what to change; ``at`` is the value that shows it."""
+    """An activation that is in no match, and why."""
 
     pattern: Pattern
     anchor: Value
-    reason: str
-    at: Value | None = None
-    advice: str = ""
-    progress: int = 0
-    is_pattern: bool = False
-    """Whether it is the pattern but for what the reason says."""
+    why: NoMatch
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether it is the pattern but for what the reason says."""
+        return isinstance(self.why, Refusal)
 
     @property
     def rank(self) -> tuple[bool, int]:
         """How near it is to a match."""
-        return self.is_pattern, self.progress
+        return self.is_pattern, self.why.progress
 
 
 EVIDENT = frozenset(["silu", "gelu", "gelu_tanh", "relu", "relu_squared"])
@@ -172,7 +163,6 @@ class _Search:
         self.upstream: dict[Value, frozenset[Value]] = {}  # the anchors that an anchor is computed from
         self.sealed = {match.root for match in settled} | set(self.anchors)
         self.joined: set[Value] = set()  # carried values, parts of which may come from elsewhere
-        self.zeros: set[Value] = set()  # such parts that are zero
         reader = Reader()
         for value in tape.values if self.anchors else ():
             if value.op is None or value in inside:
@@ -193,11 +183,9 @@ class _Search:
             return
         rule = reader.rule(value)
         if rule is None or rule.products is None:
-            return self._stop(reaching, _why_not(op, value))
+            return self._stop(reaching, not_linear(op, value))
         if rule.kind == "join" or (rule.kind == "move" and not self.joined.isdisjoint(reaching)):
             shown = reader.operand(Leaf(value, entry_axes(value)))
-            if shown is None:
-                self.zeros.add(value)
             if shown is None or (shown.value is not value and shown.value not in self.carried):
                 return  # a part that the activation is not in
             self.joined.add(value)
@@ -207,29 +195,16 @@ class _Search:
             factors = self._latest([v for v in product if v in self.carried])
             if len(factors) > 1:
                 reason = NoMatch(f"it is multiplied with {factors[0]}, which has an activation in it", value)
-                return self._stop(factors, _why_not(op, value) if op.name in NORMS else reason)
+                return self._stop(factors, not_linear(op, value) if op.name in NORMS else reason)
             if factors:
                 carried |= self.carried[factors[0]]
                 depth = max(depth, self.depth[factors[0]])
-            elif rule.kind not in ("product", "sum", "join") and not all(
-                map(self._is_zero, product or (None,))
-            ):
+            elif rule.kind not in ("product", "sum", "join") and not _is_zero(product, reader):
                 return self._stop(reaching, NoMatch("something else is added to it", value))
         depth += rule.kind in ("product", "sum")
         if carried and depth <= CONTRACTIONS:
             self.carried[value], self.depth[value] = carried, depth
             self.sealed.add(value)
-
-    def _is_zero(self, value: Value | None) -> bool:
-        """Whether a value is known to be zero everywhere."""
-        while value is not None and value.op is not None and value not in self.zeros:
-            if value.op.name in ("zeros", "zeros_like", "new_zeros", "zero"):
-                return True
-            rule = Reader().rule(value)
-            if rule is None or rule.kind != "move":
-                return False
-            value = next(iter(value.op.inputs))
-        return value in self.zeros
 
     def _latest(self, factors: list[Value]) -> list[Value]:
         """The factors whose activations the others are not computed from."""
@@ -244,7 +219,7 @@ class _Search:
     def run(self, accept: Callable[[Match], None]) -> Iterator[Match | Unmatched]:
         matched: set[Value] = set()
         seen: set[Value] = set()
-        refusals: dict[Value, list[NoMatch | Unreadable]] = {}
+        failed: dict[Value, list[NoMatch]] = {}  # of each anchor, the largest candidate's first
         returned = frozenset[Value]().union(*(scope.returned for scope in self.tape.scopes))
         ends = [
             v
@@ -275,46 +250,17 @@ class _Search:
                     continue
                 except (NoMatch, Unreadable) as error:
                     log.debug("%s is no %s: %s", root, self.pattern.name, error)
+                    why = error if isinstance(error, NoMatch) else NoMatch(str(error))
                     for anchor in self.carried[root]:
-                        refusals.setdefault(anchor, []).append(error)
+                        failed.setdefault(anchor, []).append(why)
             if value.op is not None and value not in self.anchors:
                 pending += sorted((v for v in value.op.inputs if v in self.carried), key=lambda v: v.time)
+        leaving = frozenset[Value]().union(*(self.carried[v] for v in ends if v in returned))
         for anchor in self.anchors:
             if anchor not in matched:
-                yield self._unmatched(anchor, refusals.get(anchor, []), returned)
-
-    def _unmatched(
-        self, anchor: Value, refusals: list[NoMatch | Unreadable], returned: frozenset[Value]
-    ) -> Unmatched:
-        """An anchor with the reason nearest to a match: a refused region's, else the smallest candidate's."""
-        assert anchor.op is not None
-        transforms = [t.lower() for t in anchor.op.state.transforms if t != "Vmap"]
-        if transforms:
-            return Unmatched(
-                self.pattern, anchor, f"it is inside a transform of torch.func ({transforms[0]})"
-            )
-        if anchor.op.scope is not None and anchor.op.scope.inside:
-            return Unmatched(self.pattern, anchor, f"it is inside {anchor.op.scope.inside}")
-        stopped = self.reasons.get(anchor, NoMatch("", progress=-1000))
-        errors = [e if isinstance(e, NoMatch) else NoMatch(str(e)) for e in refusals]
-        refused = [e for e in errors if isinstance(e, Refusal)][:1]
-        errors = [*refused] or errors[::-1]
-        if errors:
-            told = max(*errors, stopped, key=lambda e: (isinstance(e, Refusal), e.progress))
-            is_pattern = isinstance(told, Refusal)
-            return Unmatched(
-                self.pattern, anchor, told.reason, told.at, told.advice, told.progress, is_pattern
-            )
-        if anchor in self.reasons:
-            reason = f"it reaches no product with values: {stopped.reason}"
-            return Unmatched(self.pattern, anchor, reason, stopped.at, stopped.advice, stopped.progress)
-        if any(anchor in anchors and value in returned for value, anchors in self.carried.items()):
-            reason = (
-                "it leaves the graph before a product with values: it is returned, or the graph breaks there"
-            )
-            advice = 'if the graph breaks there (TORCH_LOGS="graph_breaks" tells), remove the break'
-            return Unmatched(self.pattern, anchor, reason, anchor, advice)
-        return Unmatched(self.pattern, anchor, "it reaches no product with values", anchor)
+                stopped = self.reasons.get(anchor)
+                why = nearest(anchor, failed.get(anchor, []), stopped, anchor in leaving)
+                yield Unmatched(self.pattern, anchor, why)
 
     def _root(self, value: Value) -> Value | None:
         """The smallest value with a node of which a value is a rearrangement."""
@@ -364,7 +310,7 @@ class _Search:
         for anchor in anchors:
             if anchor.op is not None and anchor.op.state.grad_enabled != grad:
                 kind = Refusal if self.activations.anchors[anchor] in EVIDENT else NoMatch
-                raise kind("grad mode changes inside it", anchor, advice=_GRAD)
+                raise kind("grad mode changes inside it", anchor, advice=NO_GRAD)
 
         def sealed(value: Value) -> bool:
             """Whether a value may be the root of another match."""
@@ -386,7 +332,7 @@ class _Search:
             unification = unify(self.pattern, formula, gated[0], index, alike)
         except NoMatch as error:
             if error.at is not None and error.at.op is not None and error.at.op.state.grad_enabled != grad:
-                raise NoMatch("grad mode changes inside it", error.at, error.progress, _GRAD) from error
+                raise NoMatch("grad mode changes inside it", error.at, error.progress, NO_GRAD) from error
             raise
         if unification.activation not in self.pattern.activations:
             raise Refusal(
@@ -409,29 +355,9 @@ class _Search:
         )
 
 
-_PICKS = frozenset(
-    ["index", "index_select", "gather", "index_put", "index_add", "scatter_add", "nonzero", "_grouped_mm"]
-)
-
-
-def _why_not(op: Op, value: Value) -> NoMatch:
-    """Why an operation that is applied to an activation ends the search."""
-    if op.name == "pow":
-        return NoMatch("it is squared as well, as a norm or a penalty does", value, 2000)
-    if op.name in NORMS:
-        return NoMatch(f"it is normalised ({op.name}) before the product with the values", value, 2000)
-    if op.random or "dropout" in op.name:
-        advice = NO_DROPOUT if "dropout" in op.name else ""
-        return NoMatch(f"dropout or other randomness is inside ({op.name})", value, 2000, advice)
-    if op.name == "_to_copy":
-        return NoMatch(f"it is cast to {str(value.dtype).removeprefix('torch.')}", value)
-    others = [v.dtype for v in op.inputs if v.dtype not in DTYPES]
-    if op.name in RULES and others:
-        dtype = str(others[0]).removeprefix("torch.")
-        return NoMatch(f"it is combined ({op.name}) with a tensor of {dtype}", value)
-    if op.name in _PICKS:
-        return NoMatch(f"its rows are picked by data ({op.name}), as in sparse routing", value, 2000)
-    return NoMatch(f"{op.title} is applied to it", value)
+def _is_zero(product: Sequence[Value], reader: Reader) -> bool:
+    """Whether a product of tensors is one of zeros; one of none is a number."""
+    return bool(product) and all(reader.operand(Leaf(v, entry_axes(v))) is None for v in product)
 
 
 @cache

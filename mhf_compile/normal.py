@@ -10,8 +10,8 @@ from mhf_compile.activation import Activations
 from mhf_compile.fold import fold
 from mhf_compile.notation import Factor, Func, Index, Leaf, Tensor, Term
 from mhf_compile.read import Reader, entry_axes
+from mhf_compile.reasons import NoMatch, randomness
 from mhf_compile.tape import Value
-from mhf_compile.unify import NO_DROPOUT, NoMatch
 
 
 def normal_form(
@@ -114,9 +114,7 @@ def _score(leaf: Leaf, reader: Reader) -> list[Term]:
         if any(not set(term.bound).isdisjoint(operand.axes) for term in terms):
             continue  # randomness in an operand of the product is outside
         if isinstance(operand.value, Value) and operand.value.op is not None and operand.value.op.random:
-            name = operand.value.op.name
-            reason = f"dropout or other randomness is inside ({name})"
-            raise NoMatch(reason, operand.value, 2000, NO_DROPOUT if "dropout" in name else "")
+            raise randomness(operand.value.op, operand.value)
     return [reader.resolve(term) for term in fold(terms, reader.splits)]
 
 

@@ -31,12 +31,12 @@ from mhf_compile.build import Builder
 from mhf_compile.kernels.activations import ACTIVATIONS
 from mhf_compile.match import Match
 from mhf_compile.notation import Axis, Index, Size
+from mhf_compile.reasons import Refusal
 from mhf_compile.record import record_function
 from mhf_compile.region import Region
 from mhf_compile.report import source_of
 from mhf_compile.rules import RULES, function_name, permutation, scalar, slicing
 from mhf_compile.tape import Op, Value
-from mhf_compile.unify import Refusal
 
 log = logging.getLogger(__name__)
 

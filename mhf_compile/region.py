@@ -15,11 +15,11 @@ import torch
 from mhf_compile import notation
 from mhf_compile.fold import parts
 from mhf_compile.kernels.ops import DTYPES
-from mhf_compile.match import NORMS, Match
+from mhf_compile.match import Match
+from mhf_compile.reasons import NO_GRAD, NORMS, WORDS, Refusal
 from mhf_compile.report import source_of
 from mhf_compile.rules import RULES
-from mhf_compile.tape import Op, Tape, Value, convert
-from mhf_compile.unify import WORDS, Refusal
+from mhf_compile.tape import Op, Storage, Tape, Value, convert
 
 
 class Region:
@@ -72,23 +72,22 @@ class Region:
     def saved(self) -> notation.Size:
         """The bytes of the region's own values that autograd keeps for the backward."""
         computed = set(self.computed)
-        kept: dict[object, notation.Size] = {}
+        sizes: dict[Storage, notation.Size] = {}
         for op in self.ops:
             if not any(value.requires_grad for value in op.outputs):
                 continue
+            kept: Sequence[Value] = ()
             kind = RULES[op.name].kind
             if op.name in _KEEPS_RESULT:
-                kept_values: Sequence[Value] = op.outputs
+                kept = op.outputs
             elif kind in ("product", "function") or op.name in ("mul", "div", "addcmul", "pow"):
-                kept_values = op.inputs
-            else:
-                kept_values = ()
-            for value in kept_values:
+                kept = op.inputs
+            for value in kept:
                 if value in computed:
-                    kept[value.storage] = notation.times(notation.product(value.shape), value.dtype.itemsize)
+                    sizes[value.storage] = notation.times(notation.product(value.shape), value.dtype.itemsize)
         total: notation.Size = 0
-        for count in kept.values():
-            total = notation.size_of(total + count)
+        for size in sizes.values():
+            total = notation.size_of(total + size)
         return total
 
     def structure(self) -> object:
@@ -128,7 +127,7 @@ class Region:
             if (op := v.op) is not None and op.name not in _CREATION
         }
         if len({grad for grad, _, _ in states}) > 1:
-            raise Refusal("grad mode changes inside it", root, advice="put no_grad around all of it")
+            raise Refusal("grad mode changes inside it", root, advice=NO_GRAD)
         if len({autocast for _, autocast, _ in states}) > 1:
             raise Refusal("autocast is switched inside it", root, advice="put autocast around all of it")
         for transform in (t for _, _, transforms in states for t in transforms):

@@ -15,11 +15,11 @@ from mhf_compile import notation
 from mhf_compile.build import Builder
 from mhf_compile.match import Match
 from mhf_compile.notation import Axis
+from mhf_compile.reasons import NoMatch
 from mhf_compile.record import fake_mode_of
 from mhf_compile.region import Region
 from mhf_compile.report import Rewrite, module_of, plain, source_of
 from mhf_compile.tape import Op, Scope, Tape, Value, convert
-from mhf_compile.unify import NoMatch
 
 
 class Surgeon:

@@ -17,11 +17,11 @@ from mhf_compile import notation
 from mhf_compile.alike import Alike
 from mhf_compile.notation import Axis, Func, Index, Leaf, Size, Term
 from mhf_compile.patterns import Pattern
+from mhf_compile.reasons import RESULT, NoMatch, differing, misplaced, other_factors, value_of
 from mhf_compile.tape import Value
 
-RESULT = "result"
 SCORE = "score"
-"""Beside the operands that an axis occurs in: that it is in the result, that it is summed inside a score."""
+"""Beside the operands that an axis occurs in: that it is summed inside a score."""
 
 Names = Mapping[Value, str]
 
@@ -37,28 +37,6 @@ class _Found(NamedTuple):
 
 Assignment = dict[str, list[_Found]]
 """For each operand of a pattern every leaf found in its place."""
-
-
-class NoMatch(Exception):
-    """Why a candidate is not the pattern.
-
-    ``at`` is the value that shows it; ``advice`` is what the user may change, "" where there is nothing; of
-    several reasons, the one with the most ``progress`` is told.
-    """
-
-    def __init__(self, reason: str, at: Value | None = None, progress: int = 0, advice: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.at = at
-        self.progress = progress
-        self.advice = advice
-
-
-NO_DROPOUT = "set the probability to 0, or move the dropout behind the product with the values"
-
-
-class Refusal(NoMatch):
-    """Why a match is left alone: it is the pattern, but leaving it out could be seen."""
 
 
 @dataclass(frozen=True)
@@ -208,45 +186,13 @@ def unify(
     """
     names, _, goal = formula
     unifier = _Unifier(pattern, names)
-    refusal = _shape_reason(goal, term)
+    refusal = other_factors(goal, term)
     for state in unifier.terms(goal, term, _State()):
         try:
             return _Roles(pattern, alike).assign(state, index)
         except NoMatch as error:
             refusal = max(refusal, error, key=lambda e: e.progress)
     raise refusal
-
-
-def _shape_reason(goal: Term, term: Term) -> NoMatch:
-    """Why a term has not even the factors of a pattern."""
-    functions = [f for f in term.factors if isinstance(f, Func) and isinstance(f.argument, tuple)]
-    if any(isinstance(f, notation.Delta) for f in term.factors):
-        return NoMatch("it is only a part of a concatenation or of a buffer")
-    ups, wanted = (sum(isinstance(f, Func) and not f.name for f in t.factors) for t in (term, goal))
-    if ups < wanted:
-        reason = "the activation is multiplied with no second product of the same shape (no up projection)"
-        return NoMatch(reason, progress=-1)
-    if ups > wanted:
-        return NoMatch(f"the activation is multiplied with {ups} tensors of its own shape", progress=-ups)
-    for function in functions:
-        assert isinstance(function.argument, tuple)
-        products = [t for t in function.argument if t.bound]
-        what = f"argument of {function.name}" if function.name else "up projection"
-        if len(products) != 1:
-            made = next((_value(leaf) for leaf in notation.leaves((function,))), None)
-            found = f"the result of {made.op.title}" if made is not None and made.op else "an input"
-            found = f"a sum of {len(products)} products" if products else found
-            return NoMatch(f"the {what} is {found}, not one product of an input and a weight", made)
-        if any(not t.factors for t in function.argument):
-            return NoMatch(f"a number is added to the {what}")
-        extra = len(products[0].factors) - 2
-        if extra > 0:
-            return NoMatch(f"the {what} has {extra} more factor(s) than an input and a weight")
-    if not term.bound:
-        return NoMatch("the activation is not contracted with values")
-    if len(functions) > ups + 1:
-        return NoMatch("activations are multiplied with each other")
-    return NoMatch("it is not one sum over the width of activation, up projection, weight and values")
 
 
 class _Roles:
@@ -306,11 +252,10 @@ class _Roles:
             leaves, twins = leaves[:1], leaves[1:]
             for twin in twins:
                 if not (twin.index == leaves[0].index and _same_tensor(self.alike, twin, leaves[0])):
-                    at = max((leaves[0], twin), key=lambda leaf: getattr(_value(leaf), "time", -1))
-                    raise NoMatch(_differing(leaves[0], twin), _value(at), progress=1)
+                    raise differing(leaves[0], twin)
         for leaf in (*leaves, *divisors):
             if len(set(leaf.axes)) != len(leaf.axes):
-                raise NoMatch(f"a diagonal of {leaf.value} is read", _value(leaf), 1)
+                raise NoMatch(f"a diagonal of {leaf.value} is read", value_of(leaf), 1)
         return Operand(leaves, (), coefficient, twins, divisors)
 
     def _role(self, axis: Axis, present: set[str], placed: int) -> str:
@@ -326,53 +271,14 @@ class _Roles:
         if not exact and self.pattern.shared <= present:
             exact = shared
         if not exact:
-            raise NoMatch(_misplaced(axis, present - {SCORE}), progress=2 + placed)
+            raise misplaced(axis, present - {SCORE}, progress=2 + placed)
         return min(exact, key=lambda role: len(self.occurs[role] - present))
-
-
-WORDS = {
-    "q": "the input",
-    "k": "the gate's weight",
-    "u": "the up weight",
-    "v": "the values",
-    "r": "the routing weight",
-    "gate_bias": "the gate's bias",
-    "up_bias": "the up bias",
-    RESULT: "the result",
-}
-
-
-def _misplaced(axis: Axis, present: set[str]) -> str:
-    """Why an axis keeps a program from being a pattern, in words."""
-    has = " and ".join(word for name, word in WORDS.items() if name in present)
-    if "q" in present and RESULT not in present:
-        return f"it is summed over an axis of size {axis.size} of {has}: tokens or heads"
-    if present <= {"k", "u", "v", "gate_bias", "up_bias"}:
-        lacks = " and ".join(WORDS[name] for name in ("k", "u", "v") if name not in present)
-        return f"{axis.size} activations are added up that share {lacks}"
-    if RESULT in present and "q" not in present:
-        return f"of {has} there is an axis of size {axis.size} that the input of gate and up lacks"
-    lacks = " and ".join(WORDS[name] for name in ("k", "u", "v") if name not in present)
-    return f"an axis of size {axis.size} of {has} is not in {lacks or 'its place'}"
 
 
 def _same_tensor(alike: Alike, a: Leaf, b: Leaf) -> bool:
     if isinstance(a.value, Value) and isinstance(b.value, Value):
         return alike(a.value, b.value)
     return a.value == b.value
-
-
-def _differing(first: Leaf, second: Leaf) -> str:
-    a, b = _value(first), _value(second)
-    if a is not None and b is not None and a is not b and a.handle is b.handle:
-        return f"gate and up do not read the same input: {a} is written to between them"
-    if a is not None and b is not None and a is b:
-        return f"gate and up do not read the same part of {a}"
-    return f"gate and up do not read the same input: {first.value} and {second.value}"
-
-
-def _value(leaf: Leaf) -> Value | None:
-    return leaf.value if isinstance(leaf.value, Value) else None
 
 
 def _occurrences(operands: Mapping[str, Operand], index: tuple[Index, ...]) -> dict[Axis, set[str]]:

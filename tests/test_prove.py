@@ -20,10 +20,11 @@ import mhf_compile
 from mhf_compile import prove, read, rules
 from mhf_compile.match import Match, find
 from mhf_compile.notation import Index, Leaf, Term
+from mhf_compile.reasons import NoMatch
 from mhf_compile.record import record
 from mhf_compile.region import Region
 from mhf_compile.tape import Op
-from mhf_compile.unify import NoMatch, Operand
+from mhf_compile.unify import Operand
 from tests.programs import BY_NAME, SPELLINGS, Spelling
 
 P = prove.PRIME

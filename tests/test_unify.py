@@ -51,7 +51,7 @@ def unified(program: Program, *tensors: Tensor) -> Unification:
 def reason(program: Program, *tensors: Tensor) -> str:
     (miss,) = found(program, *tensors)
     assert isinstance(miss, Unmatched)
-    return miss.reason
+    return miss.why.reason
 
 
 def operands(names: str = "q k u v r") -> list[Tensor]:
