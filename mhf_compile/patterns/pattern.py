@@ -18,8 +18,8 @@ class Pattern:
 
     Attributes:
         name: the op's name in the report.
-        op: the qualified name of the op, whose arguments have the names of the operands and scalars; those that
-            the pattern lacks are None.
+        op: the qualified name of the op, whose arguments have the names of the operands and scalars; those
+            that the pattern lacks are None.
         formula: the computation in eager PyTorch, ``formula(*operands, activation, *scalars)``: the
             definition, and the oracle of the tests and of the proof. An optional operand may be None; the
             activation is a function.

@@ -1,4 +1,4 @@
-"""The multi-head feed-forward without a gate: one product, an activation, values; with H = 1 the MLP of BERT."""
+"""Multi-head feed-forward without a gate: a product, an activation, values; with H = 1 the MLP of BERT."""
 
 from __future__ import annotations
 
