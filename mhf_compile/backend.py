@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import hashlib
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from torch._logging._internal import trace_structured_artifact
 import mhf_compile.kernels.ops  # noqa: F401  (registers the ops that the rewritten graphs call)
 from mhf_compile import notation
 from mhf_compile.errors import NotRewritten
+from mhf_compile.kernels.source import source_hash
 from mhf_compile.match import Match, Unmatched, find
 from mhf_compile.options import Options, parse
 from mhf_compile.prove import Proofs
@@ -171,7 +171,7 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
     rewrites: list[Rewrite] = []
     if plan:
         graphs = [(scope.module, copy.deepcopy(scope.module.graph)) for scope in tape.scopes]
-        surgeon = Surgeon(module, tape)
+        surgeon = Surgeon(module, tape, {"workspace": options.workspace})
         try:
             for match in plan:
                 region, proof = accepted[match]
@@ -212,14 +212,9 @@ def compile_inner(module: fx.GraphModule, inputs: Sequence[Any], inner: str, kwa
         return other(module, inputs, **kwargs)
 
 
-@cache
 def package_hash() -> str:
     """A hash of this package's sources, which keys the inner compiler's caches.
 
     Without it they would serve graphs compiled for the ops of an older version.
     """
-    digest = hashlib.sha256()
-    root = Path(__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    return f"mhf_compile-{digest.hexdigest()[:16]}"
+    return f"mhf_compile-{source_hash(Path(__file__).parent)}"

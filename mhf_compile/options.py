@@ -22,6 +22,8 @@ class Options:
         require: raise NotRewritten when a graph has fewer rewrites than this.
         dense: whether dense feed-forwards (one head, one sub-network) are rewritten: "auto" where it is
             measured to be a win, which is nowhere yet, "always", "never".
+        workspace: bytes that a call on a GPU may use for the hidden values of some tokens, where that is
+            faster than to keep them on the chip, or heads are too wide for it. None: a default for these.
         strict: raise internal errors of the analysis instead of logging them and leaving the graph alone.
     """
 
@@ -29,6 +31,7 @@ class Options:
     prove: str = "auto"
     require: int = 0
     dense: str = "auto"
+    workspace: int | None = None
     strict: bool = False
 
     def refuses(self, heads: object, subnetworks: object) -> bool:
@@ -67,6 +70,8 @@ def parse(options: Mapping[str, Any] | None) -> tuple[Options, dict[str, Any]]:
             raise OptionError(f"{key} is {value!r}; it takes {', '.join(map(repr, _CHOICES[name]))}")
         if name == "require" and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
             raise OptionError(f"{key} is {value!r}; it takes a number of rewrites, an int of 0 or more")
+        if name == "workspace" and value is not None and (type(value) is not int or value < 0):
+            raise OptionError(f"{key} is {value!r}; it takes a number of bytes, an int of 0 or more, or None")
         if name == "inner":
             known = sorted(set(list_backends(exclude_tags=())) - {"flashmhf"})
             if value not in known:

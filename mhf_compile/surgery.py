@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,8 +25,10 @@ from mhf_compile.tape import Op, Scope, Tape, Value, convert
 class Surgeon:
     """Replaces matches on one Dynamo graph and its bodies."""
 
-    def __init__(self, module: fx.GraphModule, tape: Tape) -> None:
+    def __init__(self, module: fx.GraphModule, tape: Tape, constants: Mapping[str, Any]) -> None:
+        """Begin; `constants` are arguments of every op, beside what a match gives."""
         self.tape = tape
+        self.constants = constants
         mode = fake_mode_of(module)
         assert mode is not None
         self.mode = mode
@@ -106,8 +108,8 @@ class Surgeon:
             lambda axis: emitter.extent(axis, match),
             lambda node, factor: emitter.call("mul", node, float(factor)),
         )
-        given: dict[str, Any] = {name: float(value) for name, value in unification.scalars.items()}
-        given["activation"] = unification.activation
+        given = {**self.constants, "activation": unification.activation}
+        given |= {name: float(value) for name, value in unification.scalars.items()}
         for name, operand in unification.operands.items():
             node = builder.operand(operand)
             given[name] = node if name == pattern.product else emitter.cast(node, region.dtype)

@@ -241,6 +241,13 @@ def test_rewrite_takes_the_backend_s_options() -> None:
         rewrite(module, inputs, proof="never")
 
 
+@pytest.mark.parametrize("options", [{}, {"workspace": 2**20}])
+def test_a_workspace_is_an_argument_of_the_op(options: dict[str, int]) -> None:
+    rewritten, _ = rewrite(*graphs("dynamo"), strict=True, **options)
+    (call,) = (node for node in rewritten.graph.nodes if str(node.target) == "mhf.flash_mhf.default")
+    assert call.args[-1] == options.get("workspace")
+
+
 def test_rewrite_at_other_shapes_than_the_graph_was_made_of() -> None:
     module, _ = graphs("symbolic_trace")
     inputs = [torch.randn(7, 1, H, D).double()]

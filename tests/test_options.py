@@ -15,6 +15,7 @@ VALID = {
     "prove": ["auto", "always", "never"],
     "require": [0, 1, 20],
     "dense": ["auto", "always", "never"],
+    "workspace": [None, 0, 2**30],
     "strict": [True, False],
 }
 
@@ -77,6 +78,9 @@ def test_an_unknown_key_is_told_the_known_ones(key: str) -> None:
         ("require", True, ["an int of 0 or more"]),
         ("require", "all", ["an int of 0 or more"]),
         ("require", 1.0, ["an int of 0 or more"]),
+        ("workspace", -1, ["a number of bytes"]),
+        ("workspace", True, ["a number of bytes"]),
+        ("workspace", "1 GiB", ["a number of bytes"]),
         ("inner", "inducter", ["inductor", "eager", "aot_eager"]),
         ("inner", None, ["inductor", "eager", "aot_eager"]),
         ("inner", "flashmhf", ["inductor", "eager", "aot_eager"]),

@@ -27,15 +27,16 @@ DTYPES: dict[str, tuple[torch.dtype, ...]] = {"cuda": _HALF_AND_SINGLE, "cpu": _
 
 _OPERANDS = "Tensor q, Tensor k, Tensor? u, Tensor v, Tensor? r, Tensor? gate_bias, Tensor? up_bias"
 _CONSTANTS = "str activation, float gate_scale, float scale"
+_WORKSPACE = "int? workspace=None"
 
 _library = torch.library.Library("mhf", "DEF")
 _library.define(
-    f"flash_mhf({_OPERANDS}, {_CONSTANTS}) -> Tensor",
+    f"flash_mhf({_OPERANDS}, {_CONSTANTS}, {_WORKSPACE}) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
 )
 # `needs` marks the operands whose gradients are returned, in the order of the operands.
 _library.define(
-    f"flash_mhf_backward(Tensor grad, {_OPERANDS}, {_CONSTANTS}, bool[] needs) -> Tensor[]",
+    f"flash_mhf_backward(Tensor grad, {_OPERANDS}, {_CONSTANTS}, bool[] needs, {_WORKSPACE}) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
 )
 _forward = torch.ops.mhf.flash_mhf.default
@@ -54,6 +55,7 @@ def flash_mhf(
     activation: str = "silu",
     gate_scale: float = 1.0,
     scale: float = 1.0,
+    workspace: int | None = None,
 ) -> Tensor:
     """Multi-head feed-forward, without its wide intermediate in memory (FlashMHF, arXiv 2512.06989).
 
@@ -81,8 +83,15 @@ def flash_mhf(
         activation: silu, gelu, gelu_tanh, relu, relu_squared, sigmoid or identity.
         gate_scale: a constant factor of the gate product, not of its bias.
         scale: a constant factor of the result.
+        workspace: bytes that the call may use on a GPU beside its operands, result and gradients; see below.
 
     Any strides, expanded operands included. B and T may be 0; the other sizes are at least 1.
+
+    Memory: on the chip a call keeps everything but results and, for few tokens, float32 partial sums of them.
+    Heads of more than 256 columns (128 in float32), backward of more than 128, and of all where `workspace`
+    is enough for 2048 tokens or all there are, go by chunks of tokens instead, whose hidden values, and
+    gradients in backward, fill up to `workspace` bytes (None: 128 MiB; 256 tokens at least).
+    `mhf_compile.kernels.flash_mhf.memory` has the formulas. On a CPU, see `blocked`.
 
     Returns:
         [B, T, H, O], contiguous, dtype of q.
@@ -94,7 +103,7 @@ def flash_mhf(
     """
     operands = (q, k, u, v, r, gate_bias, up_bias)
     _check(*operands, activation)
-    out: Tensor = _forward(*operands, activation, gate_scale, scale)
+    out: Tensor = _forward(*operands, activation, gate_scale, scale, workspace)
     return out
 
 
@@ -155,7 +164,7 @@ def _check(
 def _forward_cpu(*args: Any) -> Tensor:
     _check(*args[:8])
     with torch.autocast("cpu", enabled=False):  # which would cast the products inside
-        return blocked.forward(*args)
+        return blocked.forward(*args[:10])
 
 
 @torch.library.impl(_library, "flash_mhf", "CUDA")
@@ -163,7 +172,8 @@ def _forward_cuda(*args: Any) -> Tensor:
     from mhf_compile.kernels.flash_mhf import forward
 
     _check(*args[:8])
-    out: Tensor = forward.forward(*args)
+    with torch.autocast("cuda", enabled=False):
+        out: Tensor = forward.forward(*args)
     return out
 
 
@@ -171,7 +181,7 @@ def _forward_cuda(*args: Any) -> Tensor:
 def _backward_cpu(grad: Tensor, *args: Any) -> list[Tensor]:
     _check(*args[:8])
     with torch.autocast("cpu", enabled=False):
-        return blocked.backward(grad, *args)
+        return blocked.backward(grad, *args[:11])
 
 
 @torch.library.impl(_library, "flash_mhf_backward", "CUDA")
@@ -179,7 +189,8 @@ def _backward_cuda(grad: Tensor, *args: Any) -> list[Tensor]:
     from mhf_compile.kernels.flash_mhf import backward
 
     _check(*args[:8])
-    grads: list[Tensor] = backward.backward(grad, *args)
+    with torch.autocast("cuda", enabled=False):
+        grads: list[Tensor] = backward.backward(grad, *args)
     return grads
 
 
@@ -188,7 +199,7 @@ def _forward_fake(q: Tensor, k: Tensor, u: Tensor, v: Tensor, *_: Any) -> Tensor
 
 
 def _backward_fake(grad: Tensor, *args: Any) -> list[Tensor]:
-    wanted = (x for x, need in zip(args[:7], args[-1], strict=True) if x is not None and need)
+    wanted = (x for x, need in zip(args[:7], args[10], strict=True) if x is not None and need)
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in wanted]
 
 
@@ -214,13 +225,15 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:7])
-        ctx.constants = inputs[7:]
+        ctx.constants = inputs[7:10]
+        ctx.workspace = inputs[10] if len(inputs) > 10 else None
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needs = list(ctx.needs_input_grad[:7])
-        grads = iter(_backward(grad, *ctx.saved_tensors, *ctx.constants, needs))
-        return *(next(grads) if need else None for need in needs), None, None, None
+        grads = iter(_backward(grad, *ctx.saved_tensors, *ctx.constants, needs, ctx.workspace))
+        others = len(ctx.needs_input_grad) - 7
+        return *(next(grads) if need else None for need in needs), *[None] * others
 
 
 class _Backward(torch.autograd.Function):
@@ -236,11 +249,11 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs[:8])
-        ctx.constants = inputs[8:]
+        ctx.constants, ctx.needs = inputs[8:11], inputs[11]
 
     @staticmethod
     def backward(ctx: Any, *grad_grads: Tensor) -> tuple[Tensor | None, ...]:
-        *constants, needs = ctx.constants
+        constants, needs = ctx.constants, ctx.needs
         present = [x is not None for x in ctx.saved_tensors]
 
         def gradients(grad: Tensor, *tensors: Tensor) -> list[Tensor]:
@@ -252,7 +265,8 @@ class _Backward(torch.autograd.Function):
             return [x for x, need in zip(grads, _given(needs, present[1:]), strict=True) if need]
 
         seconds = iter(torch.func.vjp(gradients, *_given(ctx.saved_tensors, present))[1](list(grad_grads)))
-        return *(next(seconds) if there else None for there in present), None, None, None, None
+        others = len(ctx.needs_input_grad) - 8
+        return *(next(seconds) if there else None for there in present), *[None] * others
 
 
 def _given(values: Iterable[T], present: Iterable[bool]) -> list[T]:

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad
 
 from mhf_compile.kernels.ops import flash_mhf
@@ -67,6 +69,22 @@ def test_opcheck(case, dtype):
     grad = torch.ones(*xs[0].shape[:3], case.out_dim, dtype=dtype)
     needs = [x is not None and i != 2 for i, x in enumerate(xs)]
     torch.library.opcheck(torch.ops.mhf.flash_mhf_backward.default, (grad, *xs, *case.constants, needs))
+
+
+def test_a_workspace_reaches_forward_and_backward():
+    seen = []
+
+    def compiler(graph, inputs):
+        seen.extend(node.args[-1] for node in graph.graph.nodes if "mhf" in str(node.target))
+        return make_boxed_func(graph.forward)
+
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    xs = leaves(CASES["plain"])
+    compiled = torch.compile(lambda *xs: flash_mhf(*xs[:5], workspace=12345), backend=backend, fullgraph=True)
+    compiled(*xs).sum().backward()
+    assert seen == [12345, 12345]
+    flash_mhf(*leaves(CASES["plain"])[:5], workspace=0).sum().backward()
 
 
 @pytest.mark.parametrize("case", ["biases", "ungated gelu"])

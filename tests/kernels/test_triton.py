@@ -8,12 +8,16 @@ import importlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from .battery import CASES, EMPTY, Case, check, check_each_gradient_alone
+from mhf_compile.kernels.flash_mhf.config import Target
+
+from .battery import CASES, EMPTY, Case, check, check_each_gradient_alone, formula
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -21,25 +25,53 @@ DEVICES = [
     pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")),
     pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(INTERPRETED, reason="is interpreted")]),
 ]
-LARGE = {  # several blocks along every axis, and none of them full
-    "ragged": Case(length=129, heads=4, kv_heads=2, head_dim=96, subnetworks=3, width=200, out_dim=80),
-    "wide": Case(
-        batch=1, length=300, heads=1, kv_heads=1, head_dim=256, subnetworks=1, width=1000, out_dim=256
+TARGETS = {  # what there is to choose: pointers or descriptors, on the chip or by chunks of 256 tokens
+    "pointers": (Target("sm_80", 8), None),
+    "descriptors": (Target("sm_90", 8), None),
+    "chunks": (Target("sm_90", 8), 10**9),
+}
+# Every dtype in one way, and bfloat16 in the others.
+DTYPES_OF_TARGETS = [
+    (name, dtype) for name in TARGETS for dtype in DTYPES if name == "descriptors" or dtype == torch.bfloat16
+]
+# Each width of a head with some width of a sub-network, and every number of sub-networks; ragged tokens.
+MATRIX = {
+    "d 16, e 341": Case(length=83, head_dim=16, out_dim=16, width=341, subnetworks=1),
+    "d 20, e 256": Case(length=65, heads=4, head_dim=20, out_dim=20, width=256, biases=True),
+    "d 64, e 28": Case(batch=1, length=129, head_dim=64, out_dim=64, width=28, subnetworks=11),
+    "d 96, e 16": Case(
+        length=37, heads=4, head_dim=96, out_dim=96, width=16, subnetworks=11, layout="expanded"
     ),
+    "d 100, e 28": Case(length=33, head_dim=100, out_dim=100, width=28, layout="reversed axes", biases=True),
+    "d 128, e 256": Case(batch=1, length=70, heads=2, kv_heads=1, head_dim=128, out_dim=128, width=256),
+    "d 128, e 16": Case(length=129, heads=2, head_dim=128, out_dim=128, width=16, subnetworks=11),
+    "d 256, e 28": Case(length=67, heads=2, kv_heads=1, head_dim=256, out_dim=256, width=28),
+    "d 256, e 341": Case(batch=1, length=5, heads=1, kv_heads=1, head_dim=256, out_dim=256, width=341),
+    "d 300": Case(batch=1, length=300, heads=2, kv_heads=1, head_dim=300, out_dim=20, width=28, biases=True),
+    "several chunks": Case(length=300, heads=4, kv_heads=2, head_dim=20, out_dim=24, width=28, biases=True),
+    "one token": Case(batch=1, length=1, head_dim=128, out_dim=128, width=256, subnetworks=11),
     "ungated": Case(
-        length=129, heads=4, head_dim=96, subnetworks=3, width=200, out_dim=80, gated=False, activation="gelu"
+        length=70, heads=2, head_dim=96, subnetworks=3, width=200, out_dim=80, gated=False, activation="gelu"
     ),
 }
 
 
-@pytest.fixture
+@pytest.fixture(params=TARGETS)
 def kernels(request):
-    if request.getfixturevalue("device") == "cuda" and not torch.cuda.is_available():
+    """An implementation for `battery`, on one of the targets; on a GPU on itself."""
+    device = request.getfixturevalue("device")
+    if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+    target, workspace = TARGETS[request.param]
+    if device == "cuda":
+        target = None
+        if request.param == "pointers":
+            pytest.skip("is the same as with descriptors")
     folder = "mhf_compile.kernels.flash_mhf"
+    options = {"workspace": workspace, "target": target}
     return SimpleNamespace(
-        forward=importlib.import_module(f"{folder}.forward").forward,
-        backward=importlib.import_module(f"{folder}.backward").backward,
+        forward=partial(importlib.import_module(f"{folder}.forward").forward, **options),
+        backward=partial(importlib.import_module(f"{folder}.backward").backward, **options),
     )
 
 
@@ -52,7 +84,7 @@ def test_in_the_interpreter():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("kernels", "dtype"), DTYPES_OF_TARGETS, ids=str, indirect=["kernels"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_errs_at_most_twice_as_much_as_eager(kernels, case, dtype, device):
     check(kernels, case, dtype, device)
@@ -82,13 +114,28 @@ def test_a_gradient_alone_is_the_one_among_all(kernels, case, device):
     check_each_gradient_alone(kernels, CASES[case], device)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("device", ["cuda"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
-def test_several_blocks(kernels, case, dtype, device):
-    check(kernels, case, dtype, device)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", MATRIX.values(), ids=MATRIX)
+def test_sizes(kernels, case, device):
+    check(kernels, case, torch.bfloat16, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan], ids=str)
+@pytest.mark.parametrize("case", [CASES["odd sizes"], replace(CASES["odd sizes"], activation="relu")])
+def test_what_is_not_finite_stays_in_its_token(kernels, case, value, device):
+    operands = case.operands(torch.float32, device)
+    grad = torch.ones(*operands[0].shape[:3], case.out_dim, device=device)
+    clean = kernels.backward(grad, *operands, *case.constants, [True] * 7)
+    operands[0][0, 3, 1] = value
+    out = kernels.forward(*operands, *case.constants)
+    others = torch.ones(out.shape[:3], dtype=torch.bool, device=device)
+    others[0, 3, 1] = False
+    assert out[others].isfinite().all()
+    assert torch.equal(out.isnan(), formula(*operands, *case.constants).isnan())
+    dq, *weights = kernels.backward(grad, *operands, *case.constants, [True] * 7)
+    assert torch.equal(dq[others], clean[0][others])
+    assert not all(x.isfinite().all() for x in weights[:3])  # of the head that it belongs to
 
 
 @pytest.mark.gpu
@@ -98,7 +145,7 @@ def test_the_operator_on_a_gpu_is_deterministic():
 
     xs = [
         None if x is None else x.requires_grad_()
-        for x in LARGE["ragged"].operands(torch.bfloat16, "cuda")[:5]
+        for x in MATRIX["d 96, e 16"].operands(torch.bfloat16, "cuda")[:5]
     ]
     first, second = (torch.autograd.grad(flash_mhf(*xs).sum(), xs) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

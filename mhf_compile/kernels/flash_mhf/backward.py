@@ -1,9 +1,9 @@
-"""The backward kernels in Triton: dQ with dR, dK with dU and the biases, dV. Deterministic, no atomics.
+"""The backward kernels in Triton: dQ with dR, and the gradients of the weights. Deterministic, no atomics.
 
-Each recomputes gate and up, 13 products in all where 8 are the least (8 and 5 without u): three float32
-accumulators do not fit in the registers beside the operands at D = 128. Kernels that walk over tokens
-compute transposed values, rows of a sub-network first, which come out of one product as the left operand of
-the next.
+Each recomputes gate and up. In one launch dK, dU, dV and the biases take 6 products of a score and dQ 5,
+where 8 are the least; three float32 accumulators and the operands do not fit into the registers at D = 128,
+where dV gets a launch of its own, 13 products in all. The kernel of the weights computes transposed values,
+rows of a sub-network first, which come out of one product as the left operand of the next.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mhf_compile.kernels.flash_mhf import launch
-from mhf_compile.kernels.flash_mhf.elementwise import (
-    activate,
-    dot,
+from mhf_compile.kernels.flash_mhf import chunked, config
+from mhf_compile.kernels.flash_mhf.config import Target
+from mhf_compile.kernels.flash_mhf.elementwise import activate, slope
+from mhf_compile.kernels.flash_mhf.launch import Call, Launch, target_of
+from mhf_compile.kernels.flash_mhf.parts import in_parts
+from mhf_compile.kernels.flash_mhf.tiles import (
+    add_product,
     load_bias,
     load_router,
-    load_tile,
+    load_tokens,
+    load_weights,
     row_products,
-    slope,
-    store_tile,
+    store_tiles,
     token_rows,
     weight_rows,
+    zero_tiles,
 )
 
 
@@ -33,209 +37,208 @@ def dq_kernel(
     q, k, u, v, r, gate_bias, up_bias, grad, dq, dr,
     q_strides, k_strides, u_strides, v_strides, r_strides, gate_bias_strides, up_bias_strides,
     grad_strides, dq_strides, dr_strides,
-    gate_scale, scale, tokens, length, group, subnetworks, width,
-    HEAD_DIM: tl.constexpr, OUT_DIM: tl.constexpr, ACTIVATION: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_O: tl.constexpr,
+    gate_scale, scale, tokens, length, group, subnetworks, width, part_stride, part_subnetworks,
+    HEAD_DIM: tl.constexpr, OUT_DIM: tl.constexpr, D: tl.constexpr, O: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATE_SCALED: tl.constexpr, SCALED: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, EVEN_N: tl.constexpr, EVEN_F: tl.constexpr,
+    DESCRIBED: tl.constexpr, COLLECTED: tl.constexpr, FAST: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Grid: blocks of tokens, heads, blocks of the columns of q; the programs of its first write dR."""
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    h = tl.program_id(1)
-    d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
-    hk = h // group
+    """Grid: blocks of tokens, heads, parts of the sub-networks. Descriptors, where DESCRIBED: k, u and v.
+
+    dR of a sub-network is stored after its last rows, or, where COLLECTED > 0, with all others in the end.
+    """
+    first_n = tl.program_id(0) * BLOCK_N
+    n = first_n + tl.arange(0, BLOCK_N)
     in_n = n < tokens
-    q_rows = token_rows(n, length, h, q_strides)
-    grad_rows = token_rows(n, length, h, grad_strides)
+    h = tl.program_id(1)
+    hk = h // group
+    q_tiles = load_tokens(
+        q, q_strides, first_n, tokens, length, h, BLOCK_N, D, HEAD_DIM, EVEN_N, False
+    )  # fmt: skip
+    grad_tiles = load_tokens(
+        grad, grad_strides, first_n, tokens, length, h, BLOCK_N, O, OUT_DIM, EVEN_N, False
+    )  # fmt: skip
 
-    total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    for e in range(subnetworks):
-        dr_total = tl.zeros((BLOCK_N,), tl.float32)
-        for start in range(0, width, BLOCK_F):
-            f = start + tl.arange(0, BLOCK_F)
-            in_f = f < width
-            k_rows = weight_rows(f, hk, e, k_strides)
-            v_rows = weight_rows(f, hk, e, v_strides)
-            gate = row_products(
-                q, q_rows, in_n, q_strides[3], k, k_rows, in_f, k_strides[3], HEAD_DIM, BLOCK_D, UPCAST
-            )
-            if u is not None:
-                u_rows = weight_rows(f, hk, e, u_strides)
-                up = row_products(
-                    q, q_rows, in_n, q_strides[3], u, u_rows, in_f, u_strides[3], HEAD_DIM, BLOCK_D, UPCAST
-                )
-                if up_bias is not None:
-                    up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[None, :]
-            d_hidden = row_products(
-                grad,
-                grad_rows,
-                in_n,
-                grad_strides[3],
-                v,
-                v_rows,
-                in_f,
-                v_strides[3],
-                OUT_DIM,
-                BLOCK_O,
-                UPCAST,
-            )
-            gate *= gate_scale
-            d_hidden *= scale
-            if gate_bias is not None:
-                gate += load_bias(gate_bias, f, in_f, hk, e, gate_bias_strides)[None, :]
-            activated = activate(gate, ACTIVATION)
-            if dr is not None:
-                hidden = activated if u is None else activated * up
-                dr_total += tl.sum(hidden * d_hidden, 1)
-            if r is not None:
-                d_hidden *= load_router(r, n, in_n, length, h, e, r_strides)[:, None]
-            if dq is not None:
-                k_tile = load_tile(k, k_rows, in_f, d, k_strides[3], HEAD_DIM)
-                d_gate = slope(gate, ACTIVATION)
-                if u is not None:
-                    u_tile = load_tile(u, u_rows, in_f, d, u_strides[3], HEAD_DIM)
-                    d_gate *= up
-                d_gate *= d_hidden * gate_scale
-                total = dot(d_gate.to(k_tile.dtype), k_tile, total, UPCAST)
-                if u is not None:
-                    total = dot((activated * d_hidden).to(u_tile.dtype), u_tile, total, UPCAST)
-        if dr is not None:  # noqa: SIM102 (known when compiled, unlike the other condition)
-            if tl.program_id(2) == 0:
-                tl.store(dr + token_rows(n, length, h, dr_strides) + e, dr_total, mask=in_n)
-    if dq is not None:
-        store_tile(dq, token_rows(n, length, h, dq_strides), in_n, d, total, HEAD_DIM)
-
-
-@triton.jit
-def dk_du_kernel(
-    q, k, u, v, r, gate_bias, up_bias, grad, dk, du, d_gate_bias, d_up_bias,
-    q_strides, k_strides, u_strides, v_strides, r_strides, gate_bias_strides, up_bias_strides,
-    grad_strides, dk_strides, du_strides, d_gate_bias_strides, d_up_bias_strides,
-    gate_scale, scale, tokens, length, group, subnetworks, width,
-    HEAD_DIM: tl.constexpr, OUT_DIM: tl.constexpr, ACTIVATION: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_O: tl.constexpr,
-):  # fmt: skip
-    """Grid: blocks of rows of all sub-networks, key-value heads, blocks of columns; its first do biases."""
+    dq_totals = zero_tiles(BLOCK_N, D)
+    dr_total = tl.zeros((BLOCK_N,), tl.float32)
+    if COLLECTED > 0:
+        columns = tl.arange(0, COLLECTED)
+        dr_totals = tl.zeros((BLOCK_N, COLLECTED), tl.float32)
     blocks = tl.cdiv(width, BLOCK_F)
-    e = tl.program_id(0) // blocks
-    f = (tl.program_id(0) % blocks) * BLOCK_F + tl.arange(0, BLOCK_F)
-    hk = tl.program_id(1)
-    d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
-    in_f = f < width
-    k_rows = weight_rows(f, hk, e, k_strides)
-    v_rows = weight_rows(f, hk, e, v_strides)
-    if u is not None:
-        u_rows = weight_rows(f, hk, e, u_strides)
-
-    dk_total = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
-    du_total = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
-    d_gate_total = tl.zeros((BLOCK_F,), tl.float32)
-    d_up_total = tl.zeros((BLOCK_F,), tl.float32)
-    for h in range(hk * group, (hk + 1) * group):
-        for start in range(0, tokens, BLOCK_N):
-            n = start + tl.arange(0, BLOCK_N)
-            in_n = n < tokens
-            q_rows = token_rows(n, length, h, q_strides)
-            grad_rows = token_rows(n, length, h, grad_strides)
-            gate = row_products(
-                k, k_rows, in_f, k_strides[3], q, q_rows, in_n, q_strides[3], HEAD_DIM, BLOCK_D, UPCAST
+    first_e = tl.program_id(2) * part_subnetworks
+    last_e = min(first_e + part_subnetworks, subnetworks)
+    for i in range(first_e * blocks, last_e * blocks):
+        e = i // blocks
+        first_f = (i % blocks) * BLOCK_F
+        f = first_f + tl.arange(0, BLOCK_F)
+        in_f = f < width
+        k_tiles = load_weights(
+            k, k_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, DESCRIBED
+        )  # fmt: skip
+        gate = row_products(q_tiles, k_tiles, BLOCK_N, BLOCK_F, D, UPCAST)
+        if u is not None:
+            u_tiles = load_weights(
+                u, u_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, DESCRIBED
             )
-            if u is not None:
-                up = row_products(
-                    u, u_rows, in_f, u_strides[3], q, q_rows, in_n, q_strides[3], HEAD_DIM, BLOCK_D, UPCAST
-                )
-                if up_bias is not None:
-                    up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[:, None]
-            d_hidden = row_products(
-                v,
-                v_rows,
-                in_f,
-                v_strides[3],
-                grad,
-                grad_rows,
-                in_n,
-                grad_strides[3],
-                OUT_DIM,
-                BLOCK_O,
-                UPCAST,
-            )
-            gate *= gate_scale
+            up = row_products(q_tiles, u_tiles, BLOCK_N, BLOCK_F, D, UPCAST)
+            if up_bias is not None:
+                up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[None, :]
+        v_tiles = load_weights(
+            v, v_strides, first_f, width, hk, e, BLOCK_F, O, OUT_DIM, EVEN_F, DESCRIBED
+        )  # fmt: skip
+        d_hidden = row_products(grad_tiles, v_tiles, BLOCK_N, BLOCK_F, O, UPCAST)
+        if SCALED:
             d_hidden *= scale
-            if gate_bias is not None:
-                gate += load_bias(gate_bias, f, in_f, hk, e, gate_bias_strides)[:, None]
-            if r is not None:
-                d_hidden *= load_router(r, n, in_n, length, h, e, r_strides)[None, :]
-            d_gate = slope(gate, ACTIVATION)
-            if u is not None:
-                d_up = activate(gate, ACTIVATION) * d_hidden
-                d_gate *= up
-            d_gate *= d_hidden
-            q_tile = load_tile(q, q_rows, in_n, d, q_strides[3], HEAD_DIM)
-            dk_total = dot(d_gate.to(q_tile.dtype), q_tile, dk_total, UPCAST)
-            if d_gate_bias is not None:
-                d_gate_total += tl.sum(d_gate, 1)
-            if u is not None:
-                du_total = dot(d_up.to(q_tile.dtype), q_tile, du_total, UPCAST)
-                if d_up_bias is not None:
-                    d_up_total += tl.sum(d_up, 1)
-
-    if dk is not None:
-        store_tile(dk, weight_rows(f, hk, e, dk_strides), in_f, d, dk_total * gate_scale, HEAD_DIM)
-    if du is not None:
-        store_tile(du, weight_rows(f, hk, e, du_strides), in_f, d, du_total, HEAD_DIM)
-    if tl.program_id(2) == 0:
-        if d_gate_bias is not None:
-            tl.store(d_gate_bias + weight_rows(f, hk, e, d_gate_bias_strides), d_gate_total, mask=in_f)
-        if d_up_bias is not None:
-            tl.store(d_up_bias + weight_rows(f, hk, e, d_up_bias_strides), d_up_total, mask=in_f)
-
-
-@triton.jit
-def dv_kernel(
-    q, k, u, v, r, gate_bias, up_bias, grad, dv,
-    q_strides, k_strides, u_strides, v_strides, r_strides, gate_bias_strides, up_bias_strides,
-    grad_strides, dv_strides,
-    gate_scale, scale, tokens, length, group, subnetworks, width,
-    HEAD_DIM: tl.constexpr, OUT_DIM: tl.constexpr, ACTIVATION: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_O: tl.constexpr,
-):  # fmt: skip
-    """Grid: blocks of rows of all sub-networks, key-value heads, blocks of columns of v."""
-    blocks = tl.cdiv(width, BLOCK_F)
-    e = tl.program_id(0) // blocks
-    f = (tl.program_id(0) % blocks) * BLOCK_F + tl.arange(0, BLOCK_F)
-    hk = tl.program_id(1)
-    o = tl.program_id(2) * BLOCK_O + tl.arange(0, BLOCK_O)
-    in_f = f < width
-    k_rows = weight_rows(f, hk, e, k_strides)
-    if u is not None:
-        u_rows = weight_rows(f, hk, e, u_strides)
-
-    total = tl.zeros((BLOCK_F, BLOCK_O), tl.float32)
-    for h in range(hk * group, (hk + 1) * group):
-        for start in range(0, tokens, BLOCK_N):
-            n = start + tl.arange(0, BLOCK_N)
-            in_n = n < tokens
-            q_rows = token_rows(n, length, h, q_strides)
-            gate = row_products(
-                k, k_rows, in_f, k_strides[3], q, q_rows, in_n, q_strides[3], HEAD_DIM, BLOCK_D, UPCAST
-            )
-            if u is not None:
-                up = row_products(
-                    u, u_rows, in_f, u_strides[3], q, q_rows, in_n, q_strides[3], HEAD_DIM, BLOCK_D, UPCAST
-                )
-                if up_bias is not None:
-                    up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[:, None]
+        if GATE_SCALED:
             gate *= gate_scale
-            if gate_bias is not None:
-                gate += load_bias(gate_bias, f, in_f, hk, e, gate_bias_strides)[:, None]
-            hidden = activate(gate, ACTIVATION)
+        if FAST:
+            gate *= 0.5
+        if gate_bias is not None:
+            gate += load_bias(gate_bias, f, in_f, hk, e, gate_bias_strides)[None, :]
+        activated = activate(gate, ACTIVATION, FAST)
+        if dr is not None:
+            hidden = activated * d_hidden
             if u is not None:
                 hidden *= up
+            if not EVEN_F:
+                hidden = tl.where(in_f[None, :], hidden, 0.0)
+            if COLLECTED > 0:
+                dr_totals += tl.where(columns[None, :] == e, tl.sum(hidden, 1)[:, None], 0.0)
+            else:
+                dr_total += tl.sum(hidden, 1)
+                last = i % blocks == blocks - 1
+                tl.store(dr + token_rows(n, length, h, dr_strides) + e, dr_total, mask=in_n & last)
+                dr_total *= tl.where(last, 0.0, 1.0)
+        if dq is not None:
+            if r is not None:
+                d_hidden *= load_router(r, n, in_n, length, h, e, r_strides)[:, None]
+            d_gate = slope(gate, ACTIVATION, FAST) * d_hidden
+            if GATE_SCALED:
+                d_gate *= gate_scale
+            if u is not None:
+                d_gate *= up
+                d_up = activated * d_hidden
+                if not EVEN_F:
+                    d_up = tl.where(in_f[None, :], d_up, 0.0)
+                dq_totals = add_product(dq_totals, d_up, u_tiles, D, UPCAST)
+            if not EVEN_F:
+                d_gate = tl.where(in_f[None, :], d_gate, 0.0)
+            dq_totals = add_product(dq_totals, d_gate, k_tiles, D, UPCAST)
+
+    if dr is not None and COLLECTED > 0:
+        here = in_n[:, None] & (columns >= first_e)[None, :] & (columns < last_e)[None, :]
+        tl.store(dr + token_rows(n, length, h, dr_strides)[:, None] + columns[None, :], dr_totals, mask=here)
+    if dq is not None:
+        rows = token_rows(n, length, h, dq_strides) + tl.program_id(2).to(tl.int64) * part_stride
+        store_tiles(dq, rows, in_n, dq_totals, 1.0, D, HEAD_DIM)
+
+
+@triton.jit
+def weights_kernel(
+    q, k, u, v, r, gate_bias, up_bias, grad, dk, du, dv, d_gate_bias, d_up_bias,
+    q_strides, k_strides, u_strides, v_strides, r_strides, gate_bias_strides, up_bias_strides,
+    grad_strides, dk_strides, du_strides, dv_strides, d_gate_bias_strides, d_up_bias_strides,
+    gate_scale, scale, tokens, length, group, subnetworks, width,
+    HEAD_DIM: tl.constexpr, OUT_DIM: tl.constexpr, D: tl.constexpr, O: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATE_SCALED: tl.constexpr, SCALED: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, EVEN_N: tl.constexpr, EVEN_F: tl.constexpr,
+    DESCRIBED: tl.constexpr, FAST: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Grid: blocks of rows of all sub-networks, key-value heads. Descriptors, where DESCRIBED: q and grad."""
+    row_blocks = tl.cdiv(width, BLOCK_F)
+    e = tl.program_id(0) // row_blocks
+    first_f = (tl.program_id(0) % row_blocks) * BLOCK_F
+    f = first_f + tl.arange(0, BLOCK_F)
+    in_f = f < width
+    hk = tl.program_id(1)
+    k_tiles = load_weights(
+        k, k_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, False
+    )  # fmt: skip
+    dk_totals = zero_tiles(BLOCK_F, D)
+    d_gate_total = tl.zeros((BLOCK_F,), tl.float32)
+    if u is not None:
+        u_tiles = load_weights(
+            u, u_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, False
+        )  # fmt: skip
+        du_totals = zero_tiles(BLOCK_F, D)
+        d_up_total = tl.zeros((BLOCK_F,), tl.float32)
+    D_PROJECTIONS: tl.constexpr = (
+        dk is not None or du is not None or d_gate_bias is not None or d_up_bias is not None
+    )
+    if D_PROJECTIONS:
+        v_tiles = load_weights(
+            v, v_strides, first_f, width, hk, e, BLOCK_F, O, OUT_DIM, EVEN_F, False
+        )  # fmt: skip
+    dv_totals = zero_tiles(BLOCK_F, O)
+
+    blocks = tl.cdiv(tokens, BLOCK_N)
+    for i in range(0, group * blocks):
+        h = hk * group + i // blocks
+        first_n = (i % blocks) * BLOCK_N
+        n = first_n + tl.arange(0, BLOCK_N)
+        in_n = n < tokens
+        q_tiles = load_tokens(
+            q, q_strides, first_n, tokens, length, h, BLOCK_N, D, HEAD_DIM, EVEN_N, DESCRIBED
+        )  # fmt: skip
+        grad_tiles = load_tokens(
+            grad, grad_strides, first_n, tokens, length, h, BLOCK_N, O, OUT_DIM, EVEN_N, DESCRIBED
+        )  # fmt: skip
+        if D_PROJECTIONS:
+            d_hidden = row_products(v_tiles, grad_tiles, BLOCK_F, BLOCK_N, O, UPCAST)
+            if SCALED:
+                d_hidden *= scale
+            if r is not None:
+                d_hidden *= load_router(r, n, in_n, length, h, e, r_strides)[None, :]
+        gate = row_products(k_tiles, q_tiles, BLOCK_F, BLOCK_N, D, UPCAST)
+        if u is not None:
+            up = row_products(u_tiles, q_tiles, BLOCK_F, BLOCK_N, D, UPCAST)
+            if up_bias is not None:
+                up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[:, None]
+        if GATE_SCALED:
+            gate *= gate_scale
+        if FAST:
+            gate *= 0.5
+        if gate_bias is not None:
+            gate += load_bias(gate_bias, f, in_f, hk, e, gate_bias_strides)[:, None]
+        activated = activate(gate, ACTIVATION, FAST)
+        if dv is not None:
+            hidden = activated * up if u is not None else activated
             if r is not None:
                 hidden *= load_router(r, n, in_n, length, h, e, r_strides)[None, :]
-            grad_tile = load_tile(
-                grad, token_rows(n, length, h, grad_strides), in_n, o, grad_strides[3], OUT_DIM
-            )
-            total = dot(hidden.to(grad_tile.dtype), grad_tile, total, UPCAST)
-    store_tile(dv, weight_rows(f, hk, e, dv_strides), in_f, o, total * scale, OUT_DIM)
+            if not EVEN_N:  # an infinite weight makes the tokens outside NaN
+                hidden = tl.where(in_n[None, :], hidden, 0.0)
+            dv_totals = add_product(dv_totals, hidden, grad_tiles, O, UPCAST)
+        if D_PROJECTIONS:
+            d_gate = slope(gate, ACTIVATION, FAST) * d_hidden
+            if u is not None:
+                d_gate *= up
+                d_up = activated * d_hidden
+                if not EVEN_N:
+                    d_up = tl.where(in_n[None, :], d_up, 0.0)
+                if du is not None:
+                    du_totals = add_product(du_totals, d_up, q_tiles, D, UPCAST)
+                if d_up_bias is not None:
+                    d_up_total += tl.sum(d_up, 1)
+            if not EVEN_N:
+                d_gate = tl.where(in_n[None, :], d_gate, 0.0)
+            if dk is not None:
+                dk_totals = add_product(dk_totals, d_gate, q_tiles, D, UPCAST)
+            if d_gate_bias is not None:
+                d_gate_total += tl.sum(d_gate, 1)
+
+    if dk is not None:
+        rows = weight_rows(f, hk, e, dk_strides)
+        store_tiles(dk, rows, in_f, dk_totals, gate_scale, D, HEAD_DIM)
+    if du is not None:
+        rows = weight_rows(f, hk, e, du_strides)
+        store_tiles(du, rows, in_f, du_totals, 1.0, D, HEAD_DIM)
+    if dv is not None:
+        rows = weight_rows(f, hk, e, dv_strides)
+        store_tiles(dv, rows, in_f, dv_totals, scale, O, OUT_DIM)
+    if d_gate_bias is not None:
+        tl.store(d_gate_bias + weight_rows(f, hk, e, d_gate_bias_strides), d_gate_total, mask=in_f)
+    if d_up_bias is not None:
+        tl.store(d_up_bias + weight_rows(f, hk, e, d_up_bias_strides), d_up_total, mask=in_f)
 
 
 def backward(
@@ -251,18 +254,50 @@ def backward(
     gate_scale: float,
     scale: float,
     needs: Sequence[bool],
+    workspace: int | None = None,
+    *,
+    target: Target | None = None,
 ) -> list[Tensor]:
     """The operator `mhf::flash_mhf_backward`; see `mhf_compile.kernels.ops`."""
     operands = (q, k, u, v, r, gate_bias, up_bias)
+    call = Call(*operands, activation, gate_scale, scale, target or target_of(q.device))
+    chunk = config.backward_chunk(call.sizes, workspace)
     # Without tokens no kernel runs, and the gradients of the weights are zero.
-    allocate = torch.empty_like if q.shape[0] * q.shape[1] else torch.zeros_like
+    on_chip = call.sizes.tokens > 0 and chunk is None
+    allocate = torch.empty_like if on_chip else torch.zeros_like
     grads = [
         allocate(x, memory_format=torch.contiguous_format) if x is not None and need else None
         for x, need in zip(operands, needs, strict=True)
     ]
-    dq, dk, du, dv, dr, d_gate_bias, d_up_bias = grads
-    constants = activation, gate_scale, scale
-    launch.launch(dq_kernel, "dq", operands, (grad, dq, dr), *constants)
-    launch.launch(dk_du_kernel, "dk_du", operands, (grad, dk, du, d_gate_bias, d_up_bias), *constants)
-    launch.launch(dv_kernel, "dv", operands, (grad, dv), *constants)
+    if on_chip:
+        for launch in launches(call, grad, grads):
+            launch.run()
+    elif chunk:
+        chunked.backward(call, grad, grads, chunk)
     return [x for x in grads if x is not None]
+
+
+def launches(call: Call, grad: Tensor, grads: Sequence[Tensor | None]) -> list[Launch]:
+    """The kernels that make `grads`, of q, k, u, v, r and the biases; None where one is not wanted."""
+    dq, dk, du, dv, dr, d_gate_bias, d_up_bias = grads
+    kernels = [] if dq is None and dr is None else dq_launches(call, grad, dq, dr)
+    projections, values = (dk, du, None, d_gate_bias, d_up_bias), (None, None, dv, None, None)
+    for name in config.weight_kernels(call.sizes, call.target.arch):
+        wanted = {"weights": (dk, du, dv, d_gate_bias, d_up_bias), "dk_du": projections, "dv": values}[name]
+        if all(x is None for x in wanted):
+            continue
+        tiles = call.tiles(name)
+        row_blocks = call.sizes.subnetworks * triton.cdiv(call.sizes.width, tiles.rows)
+        grid = (row_blocks, call.sizes.kv_heads)
+        kernels.append(call.launch(name, weights_kernel, grid, [grad], wanted, [], tiles))
+    return kernels
+
+
+def dq_launches(call: Call, grad: Tensor, dq: Tensor | None, dr: Tensor | None) -> list[Launch]:
+    """The kernel of dQ and dR, and the sum of its parts if there are several."""
+    sizes, tiles = call.sizes, call.tiles("dq")
+    parts = 1 if dq is None else call.parts("dq", sizes.subnetworks)
+    result, adding = (None, []) if dq is None else in_parts(dq, parts)
+    grid = (triton.cdiv(sizes.tokens, tiles.tokens), sizes.heads, parts)
+    extra = [0 if dq is None else dq.numel(), triton.cdiv(sizes.subnetworks, parts)]
+    return [call.launch("dq", dq_kernel, grid, [grad, result, dr], [], extra, tiles), *adding]

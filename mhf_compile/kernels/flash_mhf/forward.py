@@ -1,26 +1,32 @@
 """The forward kernel in Triton.
 
-A program holds one block of tokens of one head and a block of the columns of v, and walks over all rows of
-all sub-networks. Its gate, up and hidden values never leave the chip, and without u nothing of up is
-compiled in. Any sizes and strides; accumulation and elementwise arithmetic in float32; hidden is rounded to
-the operands' dtype once, before the product with v.
+A program holds a block of tokens of one head, in registers, and walks over the rows of all sub-networks, or
+over a part of them: then it leaves a float32 partial sum, and the parts are added in their order. Its gate,
+up and hidden values never leave the chip, and without u nothing of up is compiled in. Accumulation and
+elementwise arithmetic are in float32; hidden is rounded to the operands' dtype once, before the product
+with v.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mhf_compile.kernels.flash_mhf import launch
-from mhf_compile.kernels.flash_mhf.elementwise import (
-    activate,
-    dot,
+from mhf_compile.kernels.flash_mhf import chunked, config
+from mhf_compile.kernels.flash_mhf.config import Target
+from mhf_compile.kernels.flash_mhf.elementwise import activate
+from mhf_compile.kernels.flash_mhf.launch import Call, Launch, target_of
+from mhf_compile.kernels.flash_mhf.parts import in_parts
+from mhf_compile.kernels.flash_mhf.tiles import (
+    add_product,
+    halves,
     load_bias,
     load_router,
-    load_tile,
+    load_tokens,
+    load_weights,
     row_products,
-    store_tile,
+    store_tiles,
     token_rows,
-    weight_rows,
+    zero_tiles,
 )
 
 
@@ -28,46 +34,66 @@ from mhf_compile.kernels.flash_mhf.elementwise import (
 def forward_kernel(
     q, k, u, v, r, gate_bias, up_bias, out,
     q_strides, k_strides, u_strides, v_strides, r_strides, gate_bias_strides, up_bias_strides, out_strides,
-    gate_scale, scale, tokens, length, group, subnetworks, width,
-    HEAD_DIM: tl.constexpr, OUT_DIM: tl.constexpr, ACTIVATION: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_O: tl.constexpr,
+    gate_scale, scale, tokens, length, group, subnetworks, width, part_stride, part_blocks,
+    HEAD_DIM: tl.constexpr, OUT_DIM: tl.constexpr, D: tl.constexpr, O: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATE_SCALED: tl.constexpr, SCALED: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, EVEN_N: tl.constexpr, EVEN_F: tl.constexpr,
+    DESCRIBED: tl.constexpr, RESIDENT: tl.constexpr, FAST: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Grid: blocks of tokens, heads, blocks of output columns."""
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    h = tl.program_id(1)
-    o = tl.program_id(2) * BLOCK_O + tl.arange(0, BLOCK_O)
-    hk = h // group
+    """Grid: blocks of tokens, heads, parts of the rows. Descriptors, where DESCRIBED: of k, u and v."""
+    first_n = tl.program_id(0) * BLOCK_N
+    n = first_n + tl.arange(0, BLOCK_N)
     in_n = n < tokens
-    q_rows = token_rows(n, length, h, q_strides)
+    h = tl.program_id(1)
+    hk = h // group
+    q_tiles = load_tokens(
+        q, q_strides, first_n, tokens, length, h, BLOCK_N, D, HEAD_DIM, EVEN_N, False
+    )  # fmt: skip
+    if RESIDENT and FAST:  # gate and up are halves below
+        q_tiles = halves(q_tiles, D)
 
-    total = tl.zeros((BLOCK_N, BLOCK_O), tl.float32)
+    totals = zero_tiles(BLOCK_N, O)
     blocks = tl.cdiv(width, BLOCK_F)
-    for i in range(subnetworks * blocks):
+    first = tl.program_id(2) * part_blocks
+    for i in range(first, min(first + part_blocks, subnetworks * blocks)):
         e = i // blocks
-        f = (i % blocks) * BLOCK_F + tl.arange(0, BLOCK_F)
+        first_f = (i % blocks) * BLOCK_F
+        f = first_f + tl.arange(0, BLOCK_F)
         in_f = f < width
-        k_rows = weight_rows(f, hk, e, k_strides)
-        gate = row_products(
-            q, q_rows, in_n, q_strides[3], k, k_rows, in_f, k_strides[3], HEAD_DIM, BLOCK_D, UPCAST
-        )
+        k_tiles = load_weights(
+            k, k_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, DESCRIBED
+        )  # fmt: skip
+        gate = row_products(q_tiles, k_tiles, BLOCK_N, BLOCK_F, D, UPCAST)
         if u is not None:
-            u_rows = weight_rows(f, hk, e, u_strides)
-            up = row_products(
-                q, q_rows, in_n, q_strides[3], u, u_rows, in_f, u_strides[3], HEAD_DIM, BLOCK_D, UPCAST
+            u_tiles = load_weights(
+                u, u_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, DESCRIBED
             )
+            up = row_products(q_tiles, u_tiles, BLOCK_N, BLOCK_F, D, UPCAST)
             if up_bias is not None:
-                up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[None, :]
-        gate *= gate_scale
+                bias = load_bias(up_bias, f, in_f, hk, e, up_bias_strides)
+                up += (0.5 * bias if RESIDENT and FAST else bias)[None, :]
+        if GATE_SCALED:
+            gate *= gate_scale
+        if FAST and not RESIDENT:
+            gate *= 0.5
         if gate_bias is not None:
             gate += load_bias(gate_bias, f, in_f, hk, e, gate_bias_strides)[None, :]
-        hidden = activate(gate, ACTIVATION)
+        hidden = activate(gate, ACTIVATION, FAST)
         if u is not None:
             hidden *= up
         if r is not None:
             hidden *= load_router(r, n, in_n, length, h, e, r_strides)[:, None]
-        values = load_tile(v, weight_rows(f, hk, e, v_strides), in_f, o, v_strides[3], OUT_DIM)
-        total = dot(hidden.to(values.dtype), values, total, UPCAST)
-    store_tile(out, token_rows(n, length, h, out_strides), in_n, o, total * scale, OUT_DIM)
+        if not EVEN_F:  # an infinite q makes the rows outside NaN
+            hidden = tl.where(in_f[None, :], hidden, 0.0)
+        v_tiles = load_weights(
+            v, v_strides, first_f, width, hk, e, BLOCK_F, O, OUT_DIM, EVEN_F, DESCRIBED
+        )  # fmt: skip
+        totals = add_product(totals, hidden, v_tiles, O, UPCAST)
+
+    if RESIDENT and FAST and u is not None:
+        scale *= 2
+    rows = token_rows(n, length, h, out_strides) + tl.program_id(2).to(tl.int64) * part_stride
+    store_tiles(out, rows, in_n, totals, scale, O, OUT_DIM)
 
 
 def forward(
@@ -81,9 +107,33 @@ def forward(
     activation: str,
     gate_scale: float,
     scale: float,
+    workspace: int | None = None,
+    *,
+    target: Target | None = None,
 ) -> Tensor:
     """The operator `mhf::flash_mhf`; see `mhf_compile.kernels.ops.flash_mhf`."""
+    target = target or target_of(q.device)
+    call = Call(q, k, u, v, r, gate_bias, up_bias, activation, gate_scale, scale, target)
     out = q.new_empty(*q.shape[:3], v.shape[3])
-    operands = (q, k, u, v, r, gate_bias, up_bias)
-    launch.launch(forward_kernel, "forward", operands, (out,), activation, gate_scale, scale)
+    chunk = config.forward_chunk(call.sizes, workspace)
+    if call.sizes.tokens == 0:
+        pass
+    elif chunk is not None:
+        chunked.forward(call, out, chunk)
+    else:
+        for launch in launches(call, out):
+            launch.run()
     return out
+
+
+def launches(call: Call, out: Tensor) -> list[Launch]:
+    """The kernel, and the sum of its parts if there are several."""
+    sizes = call.sizes
+    name = config.forward_kernel(sizes)
+    tiles = call.tiles(name)
+    row_blocks = sizes.subnetworks * triton.cdiv(sizes.width, tiles.rows)
+    parts = call.parts(name, row_blocks)
+    result, adding = in_parts(out, parts)
+    grid = (triton.cdiv(sizes.tokens, tiles.tokens), sizes.heads, parts)
+    extra = [out.numel(), triton.cdiv(row_blocks, parts)]
+    return [call.launch(name, forward_kernel, grid, [result], [], extra, tiles), *adding]

@@ -1,80 +1,228 @@
 """How every Triton kernel of this folder is launched: its arguments, its grid, its tiles."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from mhf_compile.kernels.flash_mhf.config import Pass, Tiles, tiles
+from mhf_compile.kernels.flash_mhf import config, tuned
+from mhf_compile.kernels.flash_mhf.config import Kernel, Sizes, Target, Tiles
 
-Operands = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+class Launch(NamedTuple):
+    """A kernel, ready to run, or to be compiled ahead of time."""
+
+    name: str
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def run(self) -> None:
+        """Put it into the stream of the device of its tensors."""
+        device = next(x.device for x in self.args if isinstance(x, Tensor))
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            self.kernel[self.grid](*self.args, **self.options)
 
 
-def launch(
-    kernel: Any,
-    name: Pass,
-    operands: Operands,
-    others: Sequence[Tensor | None],
-    activation: str,
-    gate_scale: float,
-    scale: float,
-) -> None:
-    """Run `kernel` on the operands q, k, u, v, r, gate_bias, up_bias and on `others`: gradients and results.
+@dataclass(frozen=True)
+class Call:
+    """The operands and constants of one call, as those of `mhf_compile.kernels.ops.flash_mhf`.
 
-    Backward kernels take the gradient of the output first. Nothing is launched where there are no tokens or
-    no result is wanted.
+    `forced` are tiles that are tried out, instead of those that were found the best or stand in the tables.
     """
-    q, _, _, v, *_ = operands
-    results = others if name == "forward" else others[1:]
-    if q.shape[0] * q.shape[1] == 0 or all(x is None for x in results):
-        return
-    chosen = tiles(name, q.shape[3], v.shape[3], q.dtype, capability(q.device))
-    args, options = arguments(operands, others, activation, gate_scale, scale, chosen)
-    with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
-        kernel[grid(name, q, v, chosen)](*args, **options)
+
+    q: Tensor
+    k: Tensor
+    u: Tensor | None
+    v: Tensor
+    r: Tensor | None
+    gate_bias: Tensor | None
+    up_bias: Tensor | None
+    activation: str
+    gate_scale: float
+    scale: float
+    target: Target
+    forced: Mapping[Kernel, Tiles] = field(default_factory=dict)
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """All that tiles are chosen by."""
+        batch, length, heads, head_dim = self.q.shape
+        kv_heads, subnetworks, width, out_dim = self.v.shape
+        gated = self.u is not None
+        tokens, dtype = batch * length, self.q.dtype
+        return Sizes(tokens, heads, kv_heads, subnetworks, width, head_dim, out_dim, gated, dtype)
+
+    @property
+    def group(self) -> int:
+        """How many heads share a key-value head."""
+        return self.sizes.heads // self.sizes.kv_heads
+
+    def tiles(self, name: Kernel) -> Tiles:
+        """The tiles of one of the kernels."""
+        if name in self.forced:
+            return self.forced[name]
+        key = config.key(name, self.sizes)
+        return tuned.winners(self.target.name).get(key) or config.table(self.target.arch)[key][0]
+
+    def parts(self, name: Kernel, pieces: int) -> int:
+        """In how many parts a kernel over tokens splits what it walks over, so many pieces."""
+        tiles = self.tiles(name)
+        programs = triton.cdiv(self.sizes.tokens, tiles.tokens) * self.sizes.heads
+        return config.parts(programs, pieces, tiles, self.target.processors)
+
+    @property
+    def fast(self) -> bool:
+        """Whether a silu is made of one approximate tanh.
+
+        Its absolute error of 2^-11 is below what bfloat16 rounds away, as long as gates are about as often
+        positive as negative; a bias may shift them to where silu itself is small. In float16 it is not.
+        """
+        return (
+            self.target.arch.startswith("sm_")
+            and not triton.knobs.runtime.interpret
+            and (self.q.dtype, self.activation, self.gate_bias) == (torch.bfloat16, "silu", None)
+        )
+
+    def launch(
+        self,
+        name: Kernel,
+        kernel: Any,
+        grid: tuple[int, ...],
+        tokens_like: Sequence[Tensor | None],
+        weights_like: Sequence[Tensor | None],
+        extra: Sequence[int],
+        tiles: Tiles,
+        *,
+        contiguous: Sequence[Tensor | None] = (),
+        tokens: int | None = None,
+    ) -> Launch:
+        """Put the arguments of a kernel together.
+
+        They are the operands, further tensors [B, T, H, ...] and [Hk, E, F, ...], and `contiguous` ones; the
+        strides of all but the last, constants and sizes, `extra` ones; then what is compiled in. `tokens` is
+        how many the grid covers, if not all.
+        """
+        described = tiles.described and self._describable(name, tokens_like)
+        flat = all(x is None or token_stride(x) is not None for x in (self.q, self.r, *tokens_like))
+        strides = (
+            _token_strides(self.q, flat),
+            *map(_strides, (self.k, self.u, self.v)),
+            _token_strides(self.r, flat),
+            *map(_strides, (self.gate_bias, self.up_bias)),
+            *(_token_strides(x, flat) for x in tokens_like),
+            *map(_strides, weights_like),
+        )
+        operands: list[Any] = [
+            self.q, self.k, self.u, self.v, self.r, self.gate_bias, self.up_bias,
+            *tokens_like, *weights_like, *contiguous,
+        ]  # fmt: skip
+        sizes = self.sizes
+        d, o = config.columns(sizes.head_dim), config.columns(sizes.out_dim)
+        if described and name in ("forward", "decode", "dq"):
+            operands[1:4] = (
+                _describe_weights(self.k, tiles.rows, d[0]),
+                _describe_weights(self.u, tiles.rows, d[0]),
+                _describe_weights(self.v, tiles.rows, o[0]),
+            )
+        elif described:
+            operands[0] = _describe_tokens(self.q, tiles.tokens, d[0])
+            operands[7] = _describe_tokens(tokens_like[0], tiles.tokens, o[0])
+        most = max(16, 1 << (sizes.subnetworks - 1).bit_length())
+        collected = most if tiles.collected and most <= config.COLLECTED else 0
+        length = None if flat else self.q.shape[1]
+        args = (
+            *operands, *strides, self.gate_scale, self.scale,
+            sizes.tokens, length, self.group, sizes.subnetworks, sizes.width, *extra,
+        )  # fmt: skip
+        columns = {"BLOCK_D": tiles.columns} if tiles.columns else {"D": d, "O": o, "DESCRIBED": described}
+        options = {
+            "HEAD_DIM": sizes.head_dim,
+            "OUT_DIM": sizes.out_dim,
+            "ACTIVATION": self.activation,
+            "GATE_SCALED": self.gate_scale != 1,
+            "SCALED": self.scale != 1,
+            "BLOCK_N": tiles.tokens,
+            "BLOCK_F": tiles.rows,
+            "EVEN_N": (sizes.tokens if tokens is None else tokens) % tiles.tokens == 0,
+            "EVEN_F": sizes.width % tiles.rows == 0,
+            "FAST": self.fast,
+            "UPCAST": triton.knobs.runtime.interpret and self.q.dtype == torch.bfloat16,
+            **columns,
+            **({"RESIDENT": tiles.resident} if name in ("forward", "decode") else {}),
+            **({"COLLECTED": collected} if name == "dq" else {}),
+            "num_warps": tiles.warps,
+            "num_stages": tiles.stages,
+        }
+        return Launch(name, kernel, grid, args, options)
+
+    def _describable(self, name: Kernel, tokens_like: Sequence[Tensor | None]) -> bool:
+        """Whether what a kernel walks over can be loaded through descriptors."""
+        sizes = self.sizes
+        if len(config.columns(sizes.head_dim)) > 1 or len(config.columns(sizes.out_dim)) > 1:
+            return False
+        if name in ("forward", "decode", "dq"):
+            walked: tuple[Tensor | None, ...] = (self.k, self.u, self.v)
+            strides = [_strides(x) for x in walked if x is not None]
+        else:
+            walked = (self.q, tokens_like[0])
+            if any(x is not None and token_stride(x) is None for x in walked):
+                return False
+            strides = [_token_strides(x, True)[1:] for x in walked if x is not None]
+        size = self.q.dtype.itemsize
+        aligned = all(x is None or x.data_ptr() % 16 == 0 for x in walked)
+        return aligned and all(
+            last == 1 and all(s > 0 and s * size % 16 == 0 for s in others) for *others, last in strides
+        )
 
 
-def arguments(
-    operands: Operands,
-    others: Sequence[Tensor | None],
-    activation: str,
-    gate_scale: float,
-    scale: float,
-    chosen: Tiles,
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of every kernel: tensors, their strides, constants, sizes; then what is compiled in."""
-    q, _, _, v, *_ = operands
-    tensors = (*operands, *others)
-    strides = ((0,) if x is None else x.stride() for x in tensors)
-    tokens, group = q.shape[0] * q.shape[1], q.shape[2] // v.shape[0]
-    options = {
-        "HEAD_DIM": q.shape[3],
-        "OUT_DIM": v.shape[3],
-        "ACTIVATION": activation,
-        "UPCAST": triton.knobs.runtime.interpret and q.dtype == torch.bfloat16,
-        "BLOCK_N": chosen.tokens,
-        "BLOCK_F": chosen.rows,
-        "BLOCK_D": chosen.d,
-        "BLOCK_O": chosen.o,
-        "num_warps": chosen.warps,
-        "num_stages": chosen.stages,
-    }
-    return (*tensors, *strides, gate_scale, scale, tokens, q.shape[1], group, *v.shape[1:3]), options
+def token_stride(x: Tensor) -> int | None:
+    """The stride of tokens n = b * T + t of a [B, T, ...] tensor, or None: there is no single one."""
+    batch, length = x.shape[:2]
+    if length == 1:
+        return x.stride(0)
+    return x.stride(1) if batch == 1 or x.stride(0) == length * x.stride(1) else None
 
 
-def grid(name: Pass, q: Tensor, v: Tensor, chosen: Tiles) -> tuple[int, int, int]:
-    """Over tokens: their blocks, heads, columns. Over rows: their blocks, key-value heads, columns."""
-    tokens, heads, head_dim = q.shape[0] * q.shape[1], q.shape[2], q.shape[3]
-    kv_heads, subnetworks, width, out_dim = v.shape
-    columns = triton.cdiv(head_dim, chosen.d) if name in ("dq", "dk_du") else triton.cdiv(out_dim, chosen.o)
-    if name in ("forward", "dq"):
-        return triton.cdiv(tokens, chosen.tokens), heads, columns
-    return subnetworks * triton.cdiv(width, chosen.rows), kv_heads, columns
+def _strides(x: Tensor | None) -> tuple[int, ...]:
+    return (0,) if x is None else x.stride()
 
 
-def capability(device: torch.device) -> tuple[int, int]:
-    """(major, minor); of the interpreter, the least that the kernels support."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+def _token_strides(x: Tensor | None, flat: bool) -> tuple[int, ...]:
+    if x is None:
+        return (0,)
+    return (0, token_stride(x) or 0, *x.stride()[2:]) if flat else x.stride()
+
+
+def _describe_weights(x: Tensor | None, rows: int, columns: int) -> TensorDescriptor | None:
+    """A [Hk, E, F, C] operand by blocks of rows."""
+    return None if x is None else TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, columns])
+
+
+def _describe_tokens(x: Tensor | None, tokens: int, columns: int) -> TensorDescriptor | None:
+    """A [B, T, H, C] operand as [N, H, C], by blocks of tokens."""
+    if x is None:
+        return None
+    shape = [x.shape[0] * x.shape[1], *x.shape[2:]]
+    return TensorDescriptor(x, shape, list(_token_strides(x, True)[1:]), [tokens, 1, columns])
+
+
+def target_of(device: torch.device) -> Target:
+    """The device that kernels are compiled for; of the interpreter, one with few multiprocessors."""
+    return _target(device.index) if device.type == "cuda" else Target("sm_80", 4)
+
+
+@cache
+def _target(index: int | None) -> Target:
+    properties = torch.cuda.get_device_properties(index)
+    arch = f"sm_{properties.major}{properties.minor}"
+    if torch.version.hip:
+        arch = properties.gcnArchName.partition(":")[0]
+    return Target(arch, properties.multi_processor_count, properties.name)

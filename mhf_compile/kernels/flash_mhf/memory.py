@@ -1,0 +1,65 @@
+"""What the Triton implementation allocates, in bytes: nothing wide beyond a workspace of a chosen size.
+
+For contiguous operands; others may be copied, none of them wide. N = B * T, s is the bytes of an element,
+and gradients count where they are wanted.
+"""
+
+import math
+from collections.abc import Sequence
+
+import triton
+
+from mhf_compile.kernels.flash_mhf import config
+from mhf_compile.kernels.flash_mhf.launch import Call
+
+
+def forward_bytes(call: Call, workspace: int | None = None) -> int:
+    """The most that forward holds at once, its result included.
+
+    on the chip    s N H O + 4 P N H O, the latter where rows are split over P > 1 programs
+    in chunks of C s N H O + s C H E F + s C Hk O
+    """
+    sizes = call.sizes
+    size = sizes.dtype.itemsize
+    out = sizes.tokens * sizes.heads * sizes.out_dim
+    chunk = config.forward_chunk(sizes, workspace)
+    if chunk is not None:
+        return size * out + chunk * (sizes.wide_bytes + size * sizes.kv_heads * sizes.out_dim)
+    name = config.forward_kernel(sizes)
+    row_blocks = sizes.subnetworks * triton.cdiv(sizes.width, call.tiles(name).rows)
+    parts = call.parts(name, row_blocks)
+    return size * out + (4 * parts * out if parts > 1 else 0)
+
+
+def backward_bytes(call: Call, needs: Sequence[bool], workspace: int | None = None) -> int:
+    """The most that backward holds at once, the gradients included. W = H E F.
+
+        on the chip    gradients + 4 P N H D, the latter where the sub-networks are split over P > 1 programs
+        in chunks of C gradients + 3 s C W + 4 C H E (1 + F / rows)
+                       + 8 Hk C D + 4 Hk E F (2 D + O + max(D, O) + 3)
+
+    3 s C W are hidden and the gradients of gate and up. Beside them are parts of dR, of blocks of rows.
+    The last line are sums in float32: of dQ of a chunk, and of the others where there are several chunks or
+    heads share weights. For operands in float32 the gradients themselves are the sums.
+    """
+    sizes = call.sizes
+    size = sizes.dtype.itemsize
+    operands = (call.q, call.k, call.u, call.v, call.r, call.gate_bias, call.up_bias)
+    wanted = [x for x, need in zip(operands, needs, strict=True) if x is not None and need]
+    grads = sum(math.prod(x.shape) * x.dtype.itemsize for x in wanted)
+    chunk = config.backward_chunk(sizes, workspace)
+    if chunk is None:
+        parts = call.parts("dq", sizes.subnetworks) if needs[0] else 1
+        return grads + (4 * parts * sizes.tokens * sizes.heads * sizes.head_dim if parts > 1 else 0)
+    q, k, u, v, r, gate_bias, up_bias = needs
+    rows = sizes.subnetworks * sizes.width
+    row_blocks = sizes.subnetworks * triton.cdiv(sizes.width, call.tiles("chunk_backward").rows)
+    wide = chunk * sizes.wide_bytes * (v + (q or k or gate_bias) + (sizes.gated and (q or u or up_bias)))
+    router = 4 * chunk * sizes.heads * (row_blocks + sizes.subnetworks) if call.r is not None and r else 0
+    sums = 0
+    if size < 4 and q and sizes.gated:
+        sums += 8 * sizes.kv_heads * chunk * sizes.head_dim
+    if size < 4 and (chunk < sizes.tokens or call.group > 1):
+        columns = (k + u) * sizes.head_dim + v * sizes.out_dim + max(sizes.head_dim, sizes.out_dim) + 3
+        sums += 4 * sizes.kv_heads * rows * columns
+    return grads + wide + router + sums
