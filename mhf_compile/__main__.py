@@ -10,7 +10,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that `arguments` name (default: those of the process); bad ones exit with status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m mhf_compile",
-        description="A torch.compile backend that fuses gated multi-head feed-forward networks.",
+        description="A torch.compile backend that fuses multi-head feed-forward networks, gated or not.",
     )
     commands = parser.add_subparsers(metavar="command", required=True)
     demo.add_parser(commands)

@@ -80,8 +80,10 @@ class Region:
             kind = RULES[op.name].kind
             if op.name in _KEEPS_RESULT:
                 kept = op.outputs
-            elif kind in ("product", "function") or op.name in ("mul", "div", "addcmul", "pow"):
+            elif kind in ("product", "function") or op.name in ("addcmul", "pow"):
                 kept = op.inputs
+            elif op.name in ("mul", "div") and all(isinstance(factor, Value) for factor in op.args):
+                kept = op.inputs  # by a number, the number is enough
             for value in kept:
                 if value in computed:
                     sizes[value.storage] = notation.times(notation.product(value.shape), value.dtype.itemsize)
