@@ -181,6 +181,7 @@ CDNA: Table = {
     ("chunk", 2, 0): (Tiles(128, 128, 8, 2, columns=32), Tiles(128, 64, 4, 2, columns=32)),
     ("chunk_backward", 2, 0): (Tiles(128, 64, 4, 2, columns=32), Tiles(128, 128, 8, 2, columns=32)),
     **FLOAT32,
+    ("dk_du", 4, 128): (Tiles(16, 32, 8, 1),),
 }
 
 FAMILIES = {"sm_90": HOPPER, "sm_100": BLACKWELL, "sm_80": AMPERE, "gfx942": CDNA}
