@@ -67,9 +67,9 @@ def dq_kernel(
     blocks = tl.cdiv(width, BLOCK_F)
     first_e = tl.program_id(2) * part_subnetworks
     last_e = min(first_e + part_subnetworks, subnetworks)
-    for i in range(first_e * blocks, last_e * blocks):
-        e = i // blocks
-        first_f = (i % blocks) * BLOCK_F
+    e = first_e
+    first_f = 0
+    for _ in range(first_e * blocks, last_e * blocks):
         f = first_f + tl.arange(0, BLOCK_F)
         in_f = f < width
         k_tiles = load_weights(
@@ -106,7 +106,7 @@ def dq_kernel(
                 dr_totals += tl.where(columns[None, :] == e, tl.sum(hidden, 1)[:, None], 0.0)
             else:
                 dr_total += tl.sum(hidden, 1)
-                last = i % blocks == blocks - 1
+                last = first_f + BLOCK_F >= width
                 tl.store(dr + token_rows(n, length, h, dr_strides) + e, dr_total, mask=in_n & last)
                 dr_total *= tl.where(last, 0.0, 1.0)
         if dq is not None:
@@ -124,6 +124,10 @@ def dq_kernel(
             if not EVEN_F:
                 d_gate = tl.where(in_f[None, :], d_gate, 0.0)
             dq_totals = add_product(dq_totals, d_gate, k_tiles, D, UPCAST)
+        first_f += BLOCK_F
+        done = first_f >= width
+        e += done.to(tl.int32)
+        first_f = tl.where(done, 0, first_f)
 
     if dr is not None and COLLECTED > 0:
         here = in_n[:, None] & (columns >= first_e)[None, :] & (columns < last_e)[None, :]

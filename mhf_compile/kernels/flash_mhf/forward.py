@@ -55,9 +55,9 @@ def forward_kernel(
     totals = zero_tiles(BLOCK_N, O)
     blocks = tl.cdiv(width, BLOCK_F)
     first = tl.program_id(2) * part_blocks
-    for i in range(first, min(first + part_blocks, subnetworks * blocks)):
-        e = i // blocks
-        first_f = (i % blocks) * BLOCK_F
+    e = first // blocks
+    first_f = (first % blocks) * BLOCK_F
+    for _ in range(first, min(first + part_blocks, subnetworks * blocks)):
         f = first_f + tl.arange(0, BLOCK_F)
         in_f = f < width
         k_tiles = load_weights(
@@ -89,6 +89,10 @@ def forward_kernel(
             v, v_strides, first_f, width, hk, e, BLOCK_F, O, OUT_DIM, EVEN_F, DESCRIBED
         )  # fmt: skip
         totals = add_product(totals, hidden, v_tiles, O, UPCAST)
+        first_f += BLOCK_F
+        done = first_f >= width
+        e += done.to(tl.int32)
+        first_f = tl.where(done, 0, first_f)
 
     if RESIDENT and FAST and u is not None:
         scale *= 2
