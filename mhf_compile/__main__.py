@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from mhf_compile import demo, explain_command
+from mhf_compile import demo, explain_command, precompile_command, tune_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -15,6 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(metavar="command", required=True)
     demo.add_parser(commands)
     explain_command.add_parser(commands)
+    precompile_command.add_parser(commands)
+    tune_command.add_parser(commands)
     options = parser.parse_args(arguments)
     options.run(options)
 

@@ -54,7 +54,6 @@ def explain_call(
     """As :func:`explain`, of a call whose keyword arguments may have any name."""
     ours, _ = parse({PREFIX + "strict": True, **(options or {})})
     reports: list[Report] = []
-    codes: set[CodeType] = set()
     places = Places(model)
 
     def collect(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -67,24 +66,41 @@ def explain_call(
 
         return run
 
+    run_compiled(model, args, kwargs, collect)
+    report = merged(reports, places.modules)
+    check_required(report, ours)
+    return report
+
+
+def run_compiled(
+    model: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    backend: Callable[..., Any],
+    dynamic: bool | None = None,
+) -> None:
+    """Run a model once, as `torch.compile` has it with a backend; nothing stays compiled."""
+    codes: set[CodeType] = set()
     # A module that was compiled in place would run what it was compiled to.
     compiled_in_place = getattr(model, "_compiled_call_impl", None) is not None
     program = model._call_impl if compiled_in_place else model  # type: ignore[attr-defined]
     watch = register_bytecode_hook(lambda code, compiled: codes.add(code))
     try:
-        torch.compile(program, backend=collect)(*args, **kwargs)
+        torch.compile(program, backend=backend, dynamic=dynamic)(*args, **kwargs)
     finally:
         watch.remove()
         for code in codes:  # what was compiled here is not to count against the limit of recompiles
             reset_code(code)
-    report = Report(
+
+
+def merged(reports: Sequence[Report], modules: tuple[tuple[str, str], ...] = ()) -> Report:
+    """One report over the graphs of a model with these modules."""
+    return Report(
         tuple(rewrite for report in reports for rewrite in report.rewrites),
         tuple(miss for report in reports for miss in report.misses),
         tuple(dict.fromkeys(note for report in reports for note in report.notes)),
-        places.modules,
+        modules,
     )
-    check_required(report, ours)
-    return report
 
 
 def rewrite(

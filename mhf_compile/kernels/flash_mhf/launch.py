@@ -1,7 +1,8 @@
 """How every Triton kernel of this folder is launched: its arguments, its grid, its tiles."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -25,10 +26,18 @@ class Launch(NamedTuple):
     options: dict[str, Any]
 
     def run(self) -> None:
-        """Put it into the stream of the device of its tensors."""
+        """Put it into the stream of the device of its tensors, or give it to `watcher` if there is one."""
+        watch = watcher.get()
+        if watch is not None:
+            watch(self)
+            return
         device = next(x.device for x in self.args if isinstance(x, Tensor))
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             self.kernel[self.grid](*self.args, **self.options)
+
+
+watcher: ContextVar[Callable[[Launch], object] | None] = ContextVar("watcher", default=None)
+"""What launches are given to instead of being run."""
 
 
 @dataclass(frozen=True)

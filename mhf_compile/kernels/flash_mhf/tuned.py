@@ -1,4 +1,4 @@
-"""The tiles that were the fastest on this user's devices, a readable file for each in the user's cache.
+"""The tiles that were the fastest on this user's devices: a readable file for each, in the user's cache.
 
 `python -m mhf_compile tune` writes it. It counts for one GPU, version of Triton and source of the kernels;
 one that is corrupt, or of something else, is ignored with a warning.
@@ -8,25 +8,38 @@ import json
 import logging
 import os
 import re
-import tempfile
+import uuid
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import triton
 
-from mhf_compile.kernels.flash_mhf.config import CLASSES, KERNELS, Key, Tiles
+from mhf_compile.kernels.flash_mhf.config import FAMILIES, Key, Tiles
 from mhf_compile.kernels.source import source_hash
 
 log = logging.getLogger(__name__)
 
 
 def path_of(device: str) -> Path:
-    """The file of a device, below $MHF_COMPILE_CACHE or the user's cache directory."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("MHF_COMPILE_CACHE") or Path(home, "mhf_compile"))
-    return folder / f"tiles-{re.sub(r'[^A-Za-z0-9]+', '-', device).strip('-')}.json"
+    """The file of a device, in $MHF_COMPILE_CACHE, $XDG_CACHE_HOME/mhf_compile or ~/.cache/mhf_compile.
+
+    Raises:
+        FileNotFoundError: none of them is known.
+    """
+    return _folder() / f"tiles-{re.sub(r'[^A-Za-z0-9]+', '-', device).strip('-')}.json"
+
+
+def _folder() -> Path:
+    ours, home = os.environ.get("MHF_COMPILE_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
+    if ours:
+        return Path(ours)
+    if os.path.isabs(home):  # its specification has relative ones ignored
+        return Path(home, "mhf_compile")
+    try:
+        return Path.home() / ".cache" / "mhf_compile"
+    except RuntimeError as error:
+        raise FileNotFoundError("no home directory; MHF_COMPILE_CACHE can name another") from error
 
 
 def made_for(device: str) -> dict[str, str]:
@@ -36,60 +49,85 @@ def made_for(device: str) -> dict[str, str]:
 
 @cache
 def winners(device: str) -> Mapping[Key, Tiles]:
-    """The tiles found the fastest on a device; none where there is no file for it."""
-    path = path_of(device)
-    if not device or not path.exists():
+    """The tiles found the fastest on a device; none where it has no name, or there is no file for it."""
+    if not device:
         return {}
     try:
-        return parse(json.loads(path.read_text()), device)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        log.warning("%s is ignored: %s; `python -m mhf_compile tune` makes a new one", path, error)
+        return read(device)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        again = "`python -m mhf_compile tune` makes a new one"
+        log.warning("%s is ignored: %s; %s", path_of(device), error, again)
         return {}
 
 
-def parse(content: Any, device: str) -> dict[Key, Tiles]:
+def read(device: str) -> dict[Key, Tiles]:
     """Read what `store` wrote.
 
     Raises:
-        ValueError, TypeError, KeyError, AttributeError: it is something else, or made for something else.
+        OSError: there is no file, or it cannot be read.
+        ValueError: it is something else, or made for something else.
     """
+    try:
+        content = json.loads(path_of(device).read_text("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(content, dict) or not isinstance(content.get("tiles"), dict):
+        raise ValueError("it is not an object with tiles")
     for what, want in made_for(device).items():
         if content.get(what) != want:
             raise ValueError(f"it is for {what} {content.get(what)!r}, and this is {want!r}")
-    found = {}
-    for name, row in content["tiles"].items():
-        kernel, size, columns = name.split()
-        key = kernel, int(size), int(columns)
-        tiles = Tiles(**row)
-        if kernel not in KERNELS or key[2] not in (0, *CLASSES) or not _sensible(tiles):
-            raise ValueError(f"no kernel has {name!r}: {row}")
-        found[key] = tiles
-    return found
+    return dict(_candidate(name, row) for name, row in content["tiles"].items())
 
 
-def _sensible(tiles: Tiles) -> bool:
-    powers = (tiles.tokens, tiles.rows, tiles.warps, tiles.columns or 16)
-    return (
-        all(type(n) is int and n > 0 and n & (n - 1) == 0 for n in powers)
-        and min(tiles.tokens, tiles.rows) >= 16
-        and type(tiles.stages) is int
-        and tiles.stages > 0
-        and type(tiles.described) is bool
-    )
+def _candidate(name: str, row: object) -> tuple[Key, Tiles]:
+    """The row of the tables, and the candidate there, that stand in a file. No other tiles are let in."""
+    for table in FAMILIES.values():
+        for key, candidates in table.items():
+            for tiles in candidates if _name(key) == name else ():
+                if tiles._asdict() == row:
+                    return key, tiles
+    raise ValueError(f"no table has {name!r}: {row}")
+
+
+def _name(key: Key) -> str:
+    return " ".join(map(str, key))
 
 
 def store(device: str, tiles: Mapping[Key, Tiles]) -> Path:
     """Write the file of a device, beside what it has for other kernels, in one step.
 
+    Of two processes that do so at once, one may lose what the other stored; the file is whole all the same.
+
     Raises:
-        OSError: the directory cannot be written.
+        OSError: it cannot be written; then it is as it was.
     """
+    try:
+        before = read(device)
+    except (OSError, ValueError):
+        before = {}
+    rows = {_name(key): value._asdict() for key, value in {**before, **tiles}.items()}
     path = path_of(device)
-    winners.cache_clear()
-    rows = {" ".join(map(str, key)): value._asdict() for key, value in {**winners(device), **tiles}.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump({**made_for(device), "tiles": rows}, file, indent=2)
-    os.replace(file.name, path)
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        new.write_text(json.dumps({**made_for(device), "tiles": rows}, indent=2), "utf-8")
+        os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
     winners.cache_clear()
     return path
+
+
+def spelled(tiles: Tiles) -> str:
+    """Tiles for people: tokens x rows (x columns), warps, stages, and what else is chosen.
+
+    >>> spelled(Tiles(128, 64, 8, 3, described=True, resident=True))
+    '128x64 w8 s3 tma res'
+    """
+    blocks = [tiles.tokens, tiles.rows, *([tiles.columns] if tiles.columns else [])]
+    chosen = {"tma": tiles.described, "res": tiles.resident, "col": tiles.collected}
+    with_ = (name for name, is_set in chosen.items() if is_set)
+    return " ".join(["x".join(map(str, blocks)), f"w{tiles.warps}", f"s{tiles.stages}", *with_])
