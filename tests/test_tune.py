@@ -10,10 +10,17 @@ import torch
 from mhf_compile import tune_command
 from mhf_compile.__main__ import main
 from mhf_compile.kernels.flash_mhf import config, launch, tune, tuned
-from mhf_compile.kernels.flash_mhf.config import Target
+from mhf_compile.kernels.flash_mhf.config import Target, Tiles
 from mhf_compile.kernels.flash_mhf.tune import Trial
 
 GPU = Target("sm_90", 132, "GPU of a test")
+KEY = ("forward", 2, 128)
+CANDIDATES = (
+    Tiles(128, 64, 8, 3, True, resident=True),
+    Tiles(128, 64, 8, 2, True, resident=True),
+    Tiles(128, 64, 8, 3, True),
+    Tiles(64, 64, 4, 3),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +44,7 @@ def gpu(monkeypatch):
         ]
 
     seen = []
+    monkeypatch.setitem(config.HOPPER, KEY, CANDIDATES)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(launch, "target_of", lambda device: GPU)
@@ -82,7 +90,7 @@ def test_winners_are_printed_stored_and_used(run, gpu, cache):
     assert rows[1] == ["128x64", "w8", "s2", "tma", "res", "left", "out:", "OutOfResources:", "why"]
     assert rows[3][-2:] == ["0.2500", "<"]
     assert lines[-1] == f"7 of 7 stored in {cache / 'tiles-GPU-of-a-test.json'}"
-    assert tuned.winners(GPU.name)["forward", 2, 128] == config.HOPPER["forward", 2, 128][-1]
+    assert tuned.winners(GPU.name)[KEY] == CANDIDATES[-1]
     assert len(tuned.winners(GPU.name)) == 7
     assert out.count("<") == 8  # and in the heading
 
