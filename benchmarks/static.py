@@ -111,8 +111,8 @@ def launches(arch: str, *, first: bool = False) -> Iterator[tuple[Key, Tiles, La
             yield key, tiles, launch_of(key, tiles, arch)
 
 
-def launch_of(key: Key, tiles: Tiles, arch: str) -> Launch:
-    """A launch of one kernel with some tiles."""
+def launch_of(key: Key, tiles: Tiles, arch: str, router: torch.dtype = torch.float32) -> Launch:
+    """A launch of one kernel with some tiles, and R of some dtype."""
     kernel, size, columns = key
     dtype = torch.bfloat16 if size == 2 else torch.float32
 
@@ -124,7 +124,7 @@ def launch_of(key: Key, tiles: Tiles, arch: str) -> Launch:
     heads, subnetworks, width, dim = (1, 1, 14336, 4096) if dense else (8, 11, 256, columns)
     q = meta(1, tokens, heads, dim)
     weight = meta(heads, subnetworks, width, dim)
-    r = None if dense else meta(1, tokens, heads, subnetworks, dtype=torch.float32)
+    r = None if dense else meta(1, tokens, heads, subnetworks, dtype=router)
     # Few multiprocessors: nothing is split over programs.
     call = Call(
         q, weight, weight, weight, r, None, None, "silu", 1.0, 1.0, Target(arch, 1), forced={kernel: tiles}

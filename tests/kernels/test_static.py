@@ -29,6 +29,48 @@ def test_no_limit_is_broken(arch, key):
     assert found.broken() == [], found
 
 
+@pytest.mark.parametrize("kernel", ["forward", "dq", "dk_du", "dv"])
+def test_no_limit_is_broken_with_a_router_in_bfloat16(kernel):
+    key = kernel, 2, 128
+    tiles = config.HOPPER[key][0]
+    found = static.resources(key, tiles, static.launch_of(key, tiles, "sm_90", torch.bfloat16), "sm_90")
+    assert found.broken() == [], found
+
+
+ONES = {  # Triton makes a constant of an argument that is 1
+    "one number": (1, 1, 1, 8, 256, 128, 1),
+    "one row": (2, 1, 1, 1, 1, 300, 16),
+    "one token": (1, 1, 2, 2, 16, 128, 128),
+    "one batch": (1, 17, 2, 1, 1, 16, 16),
+    "all": (1, 1, 1, 1, 1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("shape", ONES.values(), ids=ONES)
+def test_sizes_of_one_compile(arch, shape):
+    batch, length, heads, subnetworks, width, head_dim, out_dim = shape
+
+    def meta(*shape, dtype=torch.bfloat16):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    operands = (
+        meta(batch, length, heads, head_dim),
+        *[meta(heads, subnetworks, width, head_dim)] * 2,
+        meta(heads, subnetworks, width, out_dim),
+        meta(batch, length, heads, subnetworks, dtype=torch.float32),
+    )
+    target = Target(arch, 132)
+    for workspace in (None, 10**9):
+        with ahead.recorded() as launches:
+            out = forward.forward(*operands, None, None, "silu", 1.0, 1.0, workspace, target=target)
+            needs = [True] * 5 + [False] * 2
+            backward.backward(out, *operands, None, None, "silu", 1.0, 1.0, needs, workspace, target=target)
+        assert launches
+        for launch in launches:
+            ahead.compile_ahead(launch, arch)
+
+
 def call(arch, activation="silu", *, gated=True, head_dim=80, dtype=torch.bfloat16):
     """Nothing is even: 1001 tokens of 2 sequences, rows of 341, biases."""
 

@@ -140,6 +140,26 @@ def test_what_is_not_finite_stays_in_its_token(kernels, case, value, device):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mean", [0, -2, -3])
+def test_gates_that_are_shifted(mean):
+    """The approximate tanh has no interpreter; -3 is about as far as it errs less than eager does."""
+    case = Case(batch=1, length=500, heads=2, head_dim=128, out_dim=128, subnetworks=2, width=256)
+    q, k, *others = case.operands(torch.bfloat16, "cuda")
+    q[..., 0], k[..., 0] = 1, mean
+    shifted = SimpleNamespace(
+        batch=1, length=500, out_dim=128, constants=case.constants,
+        operands=lambda dtype, device: (q, k, *others),
+    )  # fmt: skip
+    folder = "mhf_compile.kernels.flash_mhf"
+    implementation = SimpleNamespace(
+        forward=importlib.import_module(f"{folder}.forward").forward,
+        backward=importlib.import_module(f"{folder}.backward").backward,
+    )
+    check(implementation, shifted, torch.bfloat16, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_operator_on_a_gpu_is_deterministic():
     from mhf_compile.kernels.ops import flash_mhf
 

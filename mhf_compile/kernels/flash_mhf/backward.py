@@ -7,6 +7,7 @@ rows of a sub-network first, which come out of one product as the left operand o
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import triton
@@ -32,7 +33,7 @@ from mhf_compile.kernels.flash_mhf.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "length", "part_subnetworks"])
 def dq_kernel(
     q, k, u, v, r, gate_bias, up_bias, grad, dq, dr,
     q_strides, k_strides, u_strides, v_strides, r_strides, gate_bias_strides, up_bias_strides,
@@ -69,7 +70,12 @@ def dq_kernel(
     last_e = min(first_e + part_subnetworks, subnetworks)
     e = first_e
     first_f = 0
+    if r is not None:
+        routed = load_router(r, n, in_n, length, h, e, r_strides, EVEN_N)
     for _ in range(first_e * blocks, last_e * blocks):
+        if r is not None:  # noqa: SIM102 (known when compiled, unlike the other condition)
+            if first_f == 0:
+                routed = load_router(r, n, in_n, length, h, e, r_strides, EVEN_N)
         f = first_f + tl.arange(0, BLOCK_F)
         in_f = f < width
         k_tiles = load_weights(
@@ -111,7 +117,7 @@ def dq_kernel(
                 dr_total *= tl.where(last, 0.0, 1.0)
         if dq is not None:
             if r is not None:
-                d_hidden *= load_router(r, n, in_n, length, h, e, r_strides)[:, None]
+                d_hidden *= routed[:, None]
             d_gate = slope(gate, ACTIVATION, FAST) * d_hidden
             if GATE_SCALED:
                 d_gate *= gate_scale
@@ -137,7 +143,7 @@ def dq_kernel(
         store_tiles(dq, rows, in_n, dq_totals, 1.0, D, HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "length"])
 def weights_kernel(
     q, k, u, v, r, gate_bias, up_bias, grad, dk, du, dv, d_gate_bias, d_up_bias,
     q_strides, k_strides, u_strides, v_strides, r_strides, gate_bias_strides, up_bias_strides,
@@ -192,7 +198,7 @@ def weights_kernel(
             if SCALED:
                 d_hidden *= scale
             if r is not None:
-                d_hidden *= load_router(r, n, in_n, length, h, e, r_strides)[None, :]
+                d_hidden *= load_router(r, n, in_n, length, h, e, r_strides, EVEN_N)[None, :]
         gate = row_products(k_tiles, q_tiles, BLOCK_F, BLOCK_N, D, UPCAST)
         if u is not None:
             up = row_products(u_tiles, q_tiles, BLOCK_F, BLOCK_N, D, UPCAST)
@@ -208,7 +214,7 @@ def weights_kernel(
         if dv is not None:
             hidden = activated * up if u is not None else activated
             if r is not None:
-                hidden *= load_router(r, n, in_n, length, h, e, r_strides)[None, :]
+                hidden *= load_router(r, n, in_n, length, h, e, r_strides, EVEN_N)[None, :]
             if not EVEN_N:  # an infinite weight makes the tokens outside NaN
                 hidden = tl.where(in_n[None, :], hidden, 0.0)
             dv_totals = add_product(dv_totals, hidden, grad_tiles, O, UPCAST)
@@ -285,16 +291,29 @@ def launches(call: Call, grad: Tensor, grads: Sequence[Tensor | None]) -> list[L
     """The kernels that make `grads`, of q, k, u, v, r and the biases; None where one is not wanted."""
     dq, dk, du, dv, dr, d_gate_bias, d_up_bias = grads
     kernels = [] if dq is None and dr is None else dq_launches(call, grad, dq, dr)
-    projections, values = (dk, du, None, d_gate_bias, d_up_bias), (None, None, dv, None, None)
-    for name in config.weight_kernels(call.sizes, call.target.arch):
-        wanted = {"weights": (dk, du, dv, d_gate_bias, d_up_bias), "dk_du": projections, "dv": values}[name]
-        if all(x is None for x in wanted):
-            continue
+    wanted: dict[str, tuple[Tensor | None, ...]] = {
+        "weights": (dk, du, dv, d_gate_bias, d_up_bias),
+        "dk_du": (dk, du, None, d_gate_bias, d_up_bias),
+        "dv": (None, None, dv, None, None),
+    }
+    names = [
+        name
+        for name in config.weight_kernels(call.sizes, call.target.arch)
+        if any(x is not None for x in wanted[name])
+    ]
+    if names and call.r is not None:
+        call = replace(call, r=_tokens_last(call.r))
+    for name in names:
         tiles = call.tiles(name)
         row_blocks = call.sizes.subnetworks * triton.cdiv(call.sizes.width, tiles.rows)
         grid = (row_blocks, call.sizes.kv_heads)
-        kernels.append(call.launch(name, weights_kernel, grid, [grad], wanted, [], tiles))
+        kernels.append(call.launch(name, weights_kernel, grid, [grad], wanted[name], [], tiles))
     return kernels
+
+
+def _tokens_last(r: Tensor) -> Tensor:
+    """R in float32, its tokens beside each other in memory: the kernel of the weights loads rows of them."""
+    return r.float().permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
 
 
 def dq_launches(call: Call, grad: Tensor, dq: Tensor | None, dr: Tensor | None) -> list[Launch]:
@@ -303,5 +322,5 @@ def dq_launches(call: Call, grad: Tensor, dq: Tensor | None, dr: Tensor | None) 
     parts = 1 if dq is None else call.parts("dq", sizes.subnetworks)
     result, adding = (None, []) if dq is None else in_parts(dq, parts)
     grid = (triton.cdiv(sizes.tokens, tiles.tokens), sizes.heads, parts)
-    extra = [0 if dq is None else dq.numel(), triton.cdiv(sizes.subnetworks, parts)]
+    extra = [0 if dq is None or parts == 1 else dq.numel(), triton.cdiv(sizes.subnetworks, parts)]
     return [call.launch("dq", dq_kernel, grid, [grad, result, dr], [], extra, tiles), *adding]

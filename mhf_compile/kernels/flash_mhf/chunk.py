@@ -33,7 +33,7 @@ def load_columns(
     return tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "length", "first_token", "chunk"])
 def chunk_kernel(
     q, k, u, v, r, gate_bias, up_bias, grad, hidden, d_gate, d_up, dr,
     q_strides, k_strides, u_strides, v_strides, r_strides, gate_bias_strides, up_bias_strides, grad_strides,
@@ -43,19 +43,21 @@ def chunk_kernel(
     BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr,
     EVEN_N: tl.constexpr, EVEN_F: tl.constexpr, FAST: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Grid: blocks of tokens of the chunk, blocks of rows of all sub-networks, heads.
+    """Grid: blocks of tokens of the chunk, for each block of rows of all sub-networks; heads.
 
     The chunk is of tokens from first_token on. hidden, d_gate and d_up are [H, chunk, E * F]; without grad,
     hidden is all there is. dr is [chunk, H, E * blocks of rows], float32: parts of a sum.
     """
-    m = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    token_blocks = tl.cdiv(chunk, BLOCK_N)
+    row_block = tl.program_id(0) // token_blocks
+    m = (tl.program_id(0) % token_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_n = m < chunk
     n = first_token + m
     row_blocks = tl.cdiv(width, BLOCK_F)
-    e = tl.program_id(1) // row_blocks
-    f = (tl.program_id(1) % row_blocks) * BLOCK_F + tl.arange(0, BLOCK_F)
+    e = row_block // row_blocks
+    f = (row_block % row_blocks) * BLOCK_F + tl.arange(0, BLOCK_F)
     in_f = f < width
-    h = tl.program_id(2)
+    h = tl.program_id(1)
     hk = h // group
 
     q_rows = token_rows(n, length, h, q_strides)
@@ -99,13 +101,13 @@ def chunk_kernel(
     activated = activate(gate, ACTIVATION, FAST)
     product = activated * up if u is not None else activated
     if r is not None:
-        routed = load_router(r, n, in_n, length, h, e, r_strides)[:, None]
+        routed = load_router(r, n, in_n, length, h, e, r_strides, EVEN_N)[:, None]
     if dr is not None:
         part = tl.sum(tl.where(in_f[None, :], product * d_hidden, 0.0), 1)
-        parts = tl.num_programs(1)
-        tl.store(dr + (m.to(tl.int64) * tl.num_programs(2) + h) * parts + tl.program_id(1), part, mask=in_n)
+        at = (m.to(tl.int64) * tl.num_programs(1) + h) * subnetworks * row_blocks + row_block
+        tl.store(dr + at, part, mask=in_n)
 
-    row_width = (subnetworks * width).to(tl.int64)
+    row_width = tl.cast(subnetworks * width, tl.int64)
     wide = (h.to(tl.int64) * chunk + m)[:, None] * row_width + (e * width + f)[None, :]
     inside = in_n[:, None] & in_f[None, :]
     if hidden is not None:

@@ -24,7 +24,7 @@ def forward(call: Call, out: Tensor, chunk: int) -> None:
         launch(call, here, None, [hidden, None, None, None]).run()
         for out_g, hidden_g in zip(outs, _groups(hidden, sizes), strict=True):
             target = out_g[:, here]
-            target.copy_(torch.baddbmm(target, hidden_g, v, beta=0, alpha=call.scale))
+            torch.baddbmm(target, hidden_g, v, beta=0, alpha=call.scale, out=target)
 
 
 def backward(call: Call, grad: Tensor, grads: Sequence[Tensor | None], chunk: int) -> None:
@@ -76,7 +76,7 @@ def launch(call: Call, here: slice, grad: Tensor | None, outputs: Sequence[Tenso
     name: Kernel = "chunk" if grad is None else "chunk_backward"
     tiles, sizes, chunk = call.tiles(name), call.sizes, here.stop - here.start
     row_blocks = sizes.subnetworks * triton.cdiv(sizes.width, tiles.rows)
-    grid = (triton.cdiv(chunk, tiles.tokens), row_blocks, sizes.heads)
+    grid = (triton.cdiv(chunk, tiles.tokens) * row_blocks, sizes.heads)
     return call.launch(
         name, chunk_kernel, grid, [grad], [], [here.start, chunk], tiles, contiguous=outputs, tokens=chunk
     )

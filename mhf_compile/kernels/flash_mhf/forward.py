@@ -30,7 +30,7 @@ from mhf_compile.kernels.flash_mhf.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "length", "part_blocks"])
 def forward_kernel(
     q, k, u, v, r, gate_bias, up_bias, out,
     q_strides, k_strides, u_strides, v_strides, r_strides, gate_bias_strides, up_bias_strides, out_strides,
@@ -56,8 +56,13 @@ def forward_kernel(
     blocks = tl.cdiv(width, BLOCK_F)
     first = tl.program_id(2) * part_blocks
     e = first // blocks
+    if r is not None:
+        routed = load_router(r, n, in_n, length, h, e, r_strides, EVEN_N)
     first_f = (first % blocks) * BLOCK_F
     for _ in range(first, min(first + part_blocks, subnetworks * blocks)):
+        if r is not None:  # noqa: SIM102 (known when compiled, unlike the other condition)
+            if first_f == 0:
+                routed = load_router(r, n, in_n, length, h, e, r_strides, EVEN_N)
         f = first_f + tl.arange(0, BLOCK_F)
         in_f = f < width
         k_tiles = load_weights(
@@ -82,7 +87,7 @@ def forward_kernel(
         if u is not None:
             hidden *= up
         if r is not None:
-            hidden *= load_router(r, n, in_n, length, h, e, r_strides)[:, None]
+            hidden *= routed[:, None]
         if not EVEN_F:  # an infinite q makes the rows outside NaN
             hidden = tl.where(in_f[None, :], hidden, 0.0)
         v_tiles = load_weights(
@@ -139,5 +144,5 @@ def launches(call: Call, out: Tensor) -> list[Launch]:
     parts = call.parts(name, row_blocks)
     result, adding = in_parts(out, parts)
     grid = (triton.cdiv(sizes.tokens, tiles.tokens), sizes.heads, parts)
-    extra = [out.numel(), triton.cdiv(row_blocks, parts)]
+    extra = [0 if parts == 1 else out.numel(), triton.cdiv(row_blocks, parts)]
     return [call.launch(name, forward_kernel, grid, [result], [], extra, tiles), *adding]

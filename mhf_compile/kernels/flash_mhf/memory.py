@@ -34,10 +34,11 @@ def forward_bytes(call: Call, workspace: int | None = None) -> int:
 def backward_bytes(call: Call, needs: Sequence[bool], workspace: int | None = None) -> int:
     """The most that backward holds at once, the gradients included. W = H E F.
 
-        on the chip    gradients + 4 P N H D, the latter where the sub-networks are split over P > 1 programs
+        on the chip    gradients + 4 P N H D + 4 N H E
         in chunks of C gradients + 3 s C W + 4 C H E (1 + F / rows)
                        + 8 Hk C D + 4 Hk E F (2 D + O + max(D, O) + 3)
 
+    On the chip these are dQ where the sub-networks are split over P > 1 programs, and R in another layout.
     3 s C W are hidden and the gradients of gate and up. Beside them are parts of dR, of blocks of rows.
     The last line are sums in float32: of dQ of a chunk, and of the others where there are several chunks or
     heads share weights. For operands in float32 the gradients themselves are the sums.
@@ -50,7 +51,12 @@ def backward_bytes(call: Call, needs: Sequence[bool], workspace: int | None = No
     chunk = config.backward_chunk(sizes, workspace)
     if chunk is None:
         parts = call.parts("dq", sizes.subnetworks) if needs[0] else 1
-        return grads + (4 * parts * sizes.tokens * sizes.heads * sizes.head_dim if parts > 1 else 0)
+        queries = parts * sizes.head_dim if parts > 1 else 0
+        weights = any(
+            x is not None and need for x, need in zip(operands[1:], needs[1:], strict=True) if x is not call.r
+        )
+        router = sizes.subnetworks if call.r is not None and weights else 0
+        return grads + 4 * sizes.tokens * sizes.heads * (queries + router)
     q, k, u, v, r, gate_bias, up_bias = needs
     rows = sizes.subnetworks * sizes.width
     row_blocks = sizes.subnetworks * triton.cdiv(sizes.width, call.tiles("chunk_backward").rows)

@@ -19,7 +19,7 @@ def sum_kernel(parts, out, size, count, BLOCK: tl.constexpr):
     inside = at < size
     total = tl.zeros((BLOCK,), tl.float32)
     for i in range(count):
-        total += tl.load(parts + i * size.to(tl.int64) + at, mask=inside, other=0.0)
+        total += tl.load(parts + i * tl.cast(size, tl.int64) + at, mask=inside, other=0.0)
     tl.store(out + at, total, mask=inside)
 
 

@@ -102,10 +102,14 @@ def load_bias(bias, f, in_f, head, subnetwork, strides):
 
 
 @triton.jit
-def load_router(r, n, in_n, length, head, subnetwork, strides):
+def load_router(r, n, in_n, length, head, subnetwork, strides, EVEN: tl.constexpr):
     """The weights of one sub-network at tokens n, float32."""
     rows = token_rows(n, length, head, strides) + tl.cast(subnetwork, tl.int64) * strides[3]
-    return tl.load(r + rows, mask=in_n, other=0.0).to(tl.float32)
+    if EVEN:
+        values = tl.load(r + rows)
+    else:
+        values = tl.load(r + rows, mask=in_n, other=0.0)
+    return values.to(tl.float32)
 
 
 @triton.jit
@@ -139,7 +143,8 @@ def halves(tiles, COLUMNS: tl.constexpr):
     """Half of each tile, in the registers from which a product takes its left operand.
 
     They are the result of a product because only from one do they come in the right registers: else Triton
-    keeps the tile in shared memory, and loads it from there again for each product.
+    keeps the tile in shared memory, and loads it from there again for each product. An infinite entry makes
+    its row NaN, as it does in nearly every product.
     """
     halved = ()
     for i in tl.static_range(len(COLUMNS)):
