@@ -120,7 +120,7 @@ def launch_of(key: Key, tiles: Tiles, arch: str, router: torch.dtype = torch.flo
         return torch.empty(shape, dtype=dtype, device="meta")
 
     dense = columns == 0
-    tokens = 16 if kernel == "decode" else 4096
+    tokens = 16 if kernel.endswith("decode") else 4096
     heads, subnetworks, width, dim = (1, 1, 14336, 4096) if dense else (8, 11, 256, columns)
     q = meta(1, tokens, heads, dim)
     weight = meta(heads, subnetworks, width, dim)
@@ -138,6 +138,7 @@ def launch_of(key: Key, tiles: Tiles, arch: str, router: torch.dtype = torch.flo
         "dk_du": lambda: backward.launches(call, q, (None, weight, weight, None, None, None, None)),
         "dv": lambda: backward.launches(call, q, (None, None, None, weight, None, None, None)),
         "chunk": lambda: [chunked.launch(call, slice(0, tokens), None, (wide, None, None, None))],
+        "chunk_decode": lambda: [chunked.launch(call, slice(0, tokens), None, (wide, None, None, None))],
         "chunk_backward": lambda: [chunked.launch(call, slice(0, tokens), q, (wide, wide, wide, None))],
     }
     (launch,) = make[kernel]()
@@ -173,7 +174,8 @@ def needed(key: Key, tiles: Tiles) -> int:
     """Multiplications that an iteration needs; of a chunk kernel, an iteration of each of its loops."""
     kernel, _, columns = key
     products = {
-        "forward": 3, "decode": 3, "dq": 5, "weights": 6, "dk_du": 5, "dv": 3, "chunk": 2, "chunk_backward": 3
+        "forward": 3, "decode": 3, "dq": 5, "weights": 6, "dk_du": 5, "dv": 3,
+        "chunk": 2, "chunk_decode": 2, "chunk_backward": 3
     }[kernel]  # fmt: skip
     return products * tiles.tokens * tiles.rows * (tiles.columns or columns)
 

@@ -42,7 +42,7 @@ def test_every_size_has_a_kernel_for_each_pass(arch, dtype):
             for tokens in (1, 64, 65, 16384):
                 x = sizes(head_dim, out_dim, dtype=dtype, tokens=tokens)
                 on_chip = config.forward_chunk(x, None) is None
-                kernels = [config.forward_kernel(x) if on_chip else "chunk"]
+                kernels = [config.forward_kernel(x) if on_chip else config.chunk_kernel(tokens, False)]
                 if config.backward_chunk(x, None) is None:
                     kernels += ["dq", *config.weight_kernels(x, arch)]
                 else:

@@ -47,6 +47,7 @@ def test_each_row_that_a_layer_needs_is_tried_once():
         ("dq", 2, 96),
         ("weights", 2, 96),
         ("chunk", 2, 0),
+        ("chunk_decode", 2, 0),
         ("chunk_backward", 2, 0),
         ("forward", 2, 128),
         ("decode", 2, 128),
@@ -54,12 +55,13 @@ def test_each_row_that_a_layer_needs_is_tried_once():
         ("dk_du", 2, 128),
         ("dv", 2, 128),
     ]
-    assert {sizes.heads for key, sizes in found.items() if key[0] != "chunk"} == {8}
+    assert {sizes.heads for key, sizes in found.items() if key[0] not in ("chunk", "chunk_decode")} == {8}
     tokens = {key[0]: sizes.tokens for key, sizes in found.items()}
     assert tokens == {
         **dict.fromkeys(("forward", "dq", "weights", "dk_du", "dv"), 16384),
         "decode": 16,
         "chunk": 2048,
+        "chunk_decode": 16,
         "chunk_backward": 2048,
     }
 
@@ -74,8 +76,9 @@ def test_problems_reach_the_row_that_they_are_for(arch, dtype):
     for (kernel, *_), sizes in found.items():
         if kernel in ("forward", "decode"):
             assert sizes.held and config.forward_kernel(sizes) == kernel
-        elif kernel == "chunk":
-            assert config.forward_chunk(sizes, None) == sizes.tokens == 1000
+        elif kernel in ("chunk", "chunk_decode"):
+            assert config.forward_chunk(sizes, None) == sizes.tokens
+            assert config.chunk_kernel(sizes.tokens, backward=False) == kernel
             assert sizes.head_dim == 8 * 64 and sizes.width == 11 * 256
         elif kernel == "chunk_backward":
             assert config.backward_chunk(sizes, 2**40) == sizes.tokens
@@ -133,7 +136,7 @@ def slower_first(runs):
 
 
 def tried(monkeypatch, kernel, candidates, measure=in_order, sizes=SMALL):
-    found = tune.problems([sizes], "sm_90", tokens=40, decoded=3)
+    found = tune.problems([sizes], "sm_90", tokens=72, decoded=3)
     key = next(key for key in found if key[0] == kernel)
     monkeypatch.setitem(config.HOPPER, key, tuple(candidates))
     return tune.trials(key, found[key], HOPPER, CPU, measure)
@@ -142,7 +145,10 @@ def tried(monkeypatch, kernel, candidates, measure=in_order, sizes=SMALL):
 @interpreted
 @pytest.mark.parametrize(
     ("kernel", "gated"),
-    [(name, True) for name in ("forward", "decode", "dq", "weights", "chunk", "chunk_backward")]
+    [
+        (name, True)
+        for name in ("forward", "decode", "dq", "weights", "chunk", "chunk_decode", "chunk_backward")
+    ]
     + [("weights", False), ("chunk_backward", False)],
 )
 def test_candidates_of_each_kernel_agree(monkeypatch, kernel, gated):

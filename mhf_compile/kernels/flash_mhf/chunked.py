@@ -10,8 +10,9 @@ import torch
 import triton
 from torch import Tensor
 
+from mhf_compile.kernels.flash_mhf import config
 from mhf_compile.kernels.flash_mhf.chunk import chunk_kernel
-from mhf_compile.kernels.flash_mhf.config import Kernel, Sizes
+from mhf_compile.kernels.flash_mhf.config import Sizes
 from mhf_compile.kernels.flash_mhf.launch import Call, Launch
 
 
@@ -73,8 +74,9 @@ def backward(call: Call, grad: Tensor, grads: Sequence[Tensor | None], chunk: in
 
 def launch(call: Call, here: slice, grad: Tensor | None, outputs: Sequence[Tensor | None]) -> Launch:
     """The kernel on the tokens `here`; `outputs` are hidden, d_gate, d_up and dr, None where not wanted."""
-    name: Kernel = "chunk" if grad is None else "chunk_backward"
-    tiles, sizes, chunk = call.tiles(name), call.sizes, here.stop - here.start
+    sizes, chunk = call.sizes, here.stop - here.start
+    name = config.chunk_kernel(chunk, grad is not None)
+    tiles = call.tiles(name)
     row_blocks = sizes.subnetworks * triton.cdiv(sizes.width, tiles.rows)
     grid = (triton.cdiv(chunk, tiles.tokens) * row_blocks, sizes.heads)
     return call.launch(

@@ -9,9 +9,11 @@ from typing import Literal, NamedTuple
 
 import torch
 
-Kernel = Literal["forward", "decode", "dq", "weights", "dk_du", "dv", "chunk", "chunk_backward"]
+Kernel = Literal[
+    "forward", "decode", "dq", "weights", "dk_du", "dv", "chunk", "chunk_decode", "chunk_backward"
+]  # fmt: skip
 KERNELS: tuple[Kernel, ...] = (
-    "forward", "decode", "dq", "weights", "dk_du", "dv", "chunk", "chunk_backward"
+    "forward", "decode", "dq", "weights", "dk_du", "dv", "chunk", "chunk_decode", "chunk_backward"
 )  # fmt: skip
 
 FEW = 64  # tokens up to which the forward kernel is "decode", bound by memory bandwidth
@@ -79,6 +81,7 @@ FLOAT32: Table = {
     ("dk_du", 4, 128): (Tiles(32, 32, 8, 1),),
     ("dv", 4, 128): (Tiles(16, 32, 8, 1),),
     ("chunk", 4, 0): (Tiles(64, 32, 8, 2, columns=32),),
+    ("chunk_decode", 4, 0): (Tiles(16, 32, 4, 2, columns=32),),
     ("chunk_backward", 4, 0): (Tiles(32, 32, 4, 2, columns=32),),
 }
 
@@ -113,6 +116,7 @@ HOPPER: Table = {
     ("dk_du", 2, 128): (Tiles(64, 128, 8, 2),),
     ("dv", 2, 128): (Tiles(64, 128, 8, 2, True), Tiles(64, 64, 4, 2, True)),
     ("chunk", 2, 0): (Tiles(128, 128, 8, 3, columns=64), Tiles(128, 128, 8, 4, columns=64)),
+    ("chunk_decode", 2, 0): (Tiles(64, 64, 4, 4, columns=64), Tiles(64, 32, 4, 4, columns=128)),
     ("chunk_backward", 2, 0): (Tiles(128, 64, 8, 4, columns=64), Tiles(128, 64, 8, 3, columns=64)),
     **FLOAT32,
 }
@@ -135,6 +139,7 @@ BLACKWELL: Table = {
     ("dk_du", 2, 128): (Tiles(64, 128, 8, 2, True),),
     ("dv", 2, 128): (Tiles(64, 128, 8, 2, True),),
     ("chunk", 2, 0): (Tiles(128, 128, 8, 3, columns=64),),
+    ("chunk_decode", 2, 0): (Tiles(64, 64, 4, 4, columns=64),),
     ("chunk_backward", 2, 0): (Tiles(128, 64, 8, 3, columns=64),),
     **FLOAT32,
 }
@@ -157,6 +162,7 @@ AMPERE: Table = {
     ("dk_du", 2, 128): (Tiles(64, 64, 8, 2), Tiles(32, 64, 4, 2)),
     ("dv", 2, 128): (Tiles(64, 64, 8, 2), Tiles(32, 64, 4, 2)),
     ("chunk", 2, 0): (Tiles(128, 64, 8, 3, columns=32),),
+    ("chunk_decode", 2, 0): (Tiles(16, 64, 4, 3, columns=64),),
     ("chunk_backward", 2, 0): (Tiles(128, 64, 8, 3, columns=32),),
     **FLOAT32,
 }
@@ -179,6 +185,7 @@ CDNA: Table = {
     ("dk_du", 2, 128): (Tiles(32, 64, 4, 2), Tiles(32, 64, 4, 1)),
     ("dv", 2, 128): (Tiles(32, 64, 4, 2), Tiles(32, 64, 4, 1)),
     ("chunk", 2, 0): (Tiles(128, 128, 8, 2, columns=32), Tiles(128, 64, 4, 2, columns=32)),
+    ("chunk_decode", 2, 0): (Tiles(32, 64, 4, 2, columns=32),),
     ("chunk_backward", 2, 0): (Tiles(128, 64, 4, 2, columns=32), Tiles(128, 128, 8, 2, columns=32)),
     **FLOAT32,
     ("dk_du", 4, 128): (Tiles(16, 32, 8, 1),),
@@ -250,13 +257,18 @@ def table(arch: str) -> Table:
 
 def key(kernel: Kernel, sizes: Sizes) -> Key:
     """The row of the tables; chunk kernels hold no columns."""
-    held = 0 if kernel in ("chunk", "chunk_backward") else sizes.held or CLASSES[-1]
+    held = 0 if kernel.startswith("chunk") else sizes.held or CLASSES[-1]
     return kernel, sizes.dtype.itemsize, held
 
 
 def forward_kernel(sizes: Sizes) -> Kernel:
     """The row of the forward kernel."""
     return "decode" if sizes.tokens <= FEW else "forward"
+
+
+def chunk_kernel(tokens: int, backward: bool) -> Kernel:
+    """The row of the kernel of a chunk of so many tokens."""
+    return "chunk_backward" if backward else "chunk_decode" if tokens <= FEW else "chunk"
 
 
 def weight_kernels(sizes: Sizes, arch: str) -> tuple[Kernel, ...]:

@@ -39,7 +39,7 @@ def problems(
     """What to try each row of the tables on, that some layers need: the first of these layers.
 
     `decoded` of its tokens are for decode, and as many as make a chunk worthwhile for chunks. The forward
-    kernel of a chunk is for heads that are too wide for others: it is tried on the layer with one head.
+    kernels of a chunk are for heads that are too wide for others: they are tried on the layer with one head.
     """
     found: dict[Key, Sizes] = {}
     for layer in layers:
@@ -55,7 +55,11 @@ def problems(
         )
         needed: list[tuple[Kernel, Sizes]] = [("forward", layer), ("decode", layer._replace(tokens=decoded))]
         needed += [(name, layer) for name in ("dq", *config.weight_kernels(layer, arch))]
-        needed += [("chunk", dense), ("chunk_backward", chunk)]
+        needed += [
+            ("chunk", dense),
+            ("chunk_decode", dense._replace(tokens=decoded)),
+            ("chunk_backward", chunk),
+        ]
         for kernel, sizes in needed:
             found.setdefault(config.key(kernel, sizes), sizes)
     return {key: sizes for key, sizes in found.items() if key in config.table(arch)}
@@ -145,12 +149,13 @@ def _launches(kernel: Kernel, call: Call, grad: Tensor) -> tuple[list[Launch], C
     if kernel in ("forward", "decode"):
         out = room(*q.shape[:3], sizes.out_dim)
         return forward.launches(call, out), lambda: [out]
-    if kernel in ("chunk", "chunk_backward"):
+    if kernel.startswith("chunk"):
         here = slice(0, sizes.tokens)
-        count = 1 if kernel == "chunk" else 2 + sizes.gated  # hidden, and the gradients of gate and up
+        backwards = kernel == "chunk_backward"
+        count = 2 + sizes.gated if backwards else 1  # hidden, and the gradients of gate and up
         wide = [room(sizes.heads, sizes.tokens, sizes.subnetworks * sizes.width) for _ in range(count)]
         padded: list[Tensor | None] = [*wide, *[None] * (3 - count)]
-        if kernel == "chunk":
+        if not backwards:
             return [chunked.launch(call, here, None, [*padded, None])], lambda: wide
         row_blocks = triton.cdiv(sizes.width, call.tiles(kernel).rows)
         shape = sizes.tokens, sizes.heads, sizes.subnetworks, row_blocks
