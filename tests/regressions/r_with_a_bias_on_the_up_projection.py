@@ -1,0 +1,28 @@
+"""Sub-networks weighted, with what a Linear with a bias gives, on the up projection."""
+
+import torch
+from torch import nn
+from torch.nn.functional import silu
+
+CALLS = 1
+GAP = "r is a sum, and read into the up projection: a sum of 2 products"
+
+
+class FeedForward(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.route = nn.Linear(2, 3)
+        self.k = nn.Parameter(torch.randn(3, 4, 2))
+        self.u = nn.Parameter(torch.randn(3, 4, 2))
+        self.v = nn.Parameter(torch.randn(3, 4, 2))
+
+    def forward(self, x):
+        r = self.route(x)
+        up = torch.einsum("btd,efd->btef", x, self.u) * r[..., None]
+        hidden = silu(torch.einsum("btd,efd->btef", x, self.k)) * up
+        return torch.einsum("btef,efo->bto", hidden, self.v)
+
+
+def make():
+    torch.manual_seed(0)
+    return FeedForward().double(), (torch.randn(2, 3, 2, dtype=torch.float64).requires_grad_(),)

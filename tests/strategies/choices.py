@@ -1,0 +1,147 @@
+"""What is computed, and how it is written: all the choices that make up a program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LETTERS = "bthgefdo"
+"""Batch, token, head (of the weights), head of a group, sub-network, width, channel in, channel out."""
+
+ACTIVATIONS = {
+    "silu": ("silu({x})", "{x} * torch.sigmoid({x})", "{x} / (1 + torch.exp(-{x}))"),
+    "gelu": ("gelu({x})", "0.5 * {x} * (1 + torch.erf({x} / 2**0.5))"),
+    "gelu_tanh": (
+        'gelu({x}, approximate="tanh")',
+        "0.5 * {x} * (1 + torch.tanh((2 / torch.pi) ** 0.5 * ({x} + 0.044715 * {x} ** 3)))",
+    ),
+    "relu": ("relu({x})", "torch.relu({x})"),
+    "relu_squared": ("relu({x}).square()", "relu({x}) ** 2"),
+    "sigmoid": ("torch.sigmoid({x})", "1 / (1 + torch.exp(-{x}))"),
+}
+"""Activations that the op knows, each in its spellings. Not the identity: what has no activation is read only
+where gate and up are products without loops."""
+
+VERBS = {
+    "einsum": "",
+    "matmul": "",
+    "bmm": "",
+    "einops": "",
+    "mul_sum": "",
+    "vmap": "",
+    "linear": "hge",
+    "tensordot": "hge",
+}
+"""The ways to write a product of two tensors, and which axes they cannot have in both and in the result."""
+
+STORAGES = ("stacked", "list", "flat", "slice", "linear")
+"""A parameter for each weight; a ParameterList; one flat parameter for all; a part of a larger parameter;
+the weight of an nn.Linear."""
+
+FUSED = ("", "weight", "product", "interleaved")
+"""Whether gate and up are one weight, and what is cut in two: the weight, or the product; or every second."""
+
+GROUPINGS = ("unflatten", "repeat", "expand", "divide")
+"""How a head of the queries gets the weights of its group; the last in a loop over heads."""
+
+ROUTINGS = ("hidden", "activated", "up", "result", "einsum")
+"""What the weights of the sub-networks are multiplied with; the values too, see ROUTED_VALUES."""
+
+ROUTED_VALUES = "values"
+"""The weights of the sub-networks on the values: left alone, as the values then differ for each token."""
+
+ROUTERS = ("linear", "sigmoid", "softmax")
+
+HEADS_COLLECTED = ("stack", "cat", "buffer")
+NETWORKS_COLLECTED = ("plus", "in_place", "list", "stack")
+
+FLOWS = {
+    "one": ("{a}", 1),
+    "residual": ("x + {a}", 1),
+    "norm": ("x + {a_of_norm}", 1),
+    "projected": ("linear({a}, self.w_out)", 1),
+    "summed": ("{a} + {b}", 1),
+    "parallel": ("{a}, {b}", 2),
+    "sequence": ("{b_of_a}", 2),
+    "again": ("{a_of_a}", 2),
+    "same_weights": ("{a}, {a_of_norm}", 2),
+}
+"""What surrounds feed-forwards a and b, and how many fused calls there are: two of the same input, when
+their results are added, are one with the sub-networks of both."""
+
+MODES = ("", "checkpoint", "autocast", "no_grad", "function")
+"""What a feed-forward is in, or behind: of functions of autograd's, one is before it and one is behind."""
+
+DETOURS = {
+    "clone": "{x}.clone()",
+    "contiguous": "{x}.contiguous()",
+    "transpose": "{x}.transpose(0, -1).transpose(0, -1)",
+    "copied_transpose": "{x}.mT.contiguous().mT",
+    "unsqueeze": "{x}.unsqueeze(1).squeeze(1)",
+    "view": "{x}.reshape({x}.shape)",
+    "flatten": "{x}.flatten(0, 1).unflatten(0, {x}.shape[:2])",
+    "wide": "{x}.to(wide).to({x}.dtype)",
+    "negative": "-(-{x})",
+    "slice": "{x}[:, :{x}.shape[1]]",
+}
+"""Ways to write a value that change nothing."""
+
+POINTS = ("q", "k", "u", "v", "r", "gate", "up", "hidden", "y", "out")
+"""The values of a feed-forward that another expression can stand for: y is of one turn of the loops."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is computed, sizes by the letters of LETTERS: the first is the simplest."""
+
+    batch: int = 2
+    length: int = 3
+    heads: int = 1
+    group: int = 1
+    networks: int = 1
+    width: int = 3
+    head_dim: int = 2
+    out_dim: int = 2
+    gated: bool = True
+    routed: bool = False
+    gate_bias: bool = False
+    up_bias: bool = False
+    activation: str = "silu"
+    gate_scale: float = 1.0
+    scale: float = 1.0
+    dtype: str = "float64"
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The weights there are, and the letters of each."""
+        return ("k", "u", "v") if self.gated else ("k", "v")
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How it is written. A layout is an order of all letters, of which a tensor has some."""
+
+    loops: str = ""
+    layout_q: str = LETTERS
+    layout_r: str = LETTERS
+    layout_k: str = LETTERS
+    layout_u: str = LETTERS
+    layout_v: str = LETTERS
+    layout_hidden: str = LETTERS
+    layout_y: str = LETTERS
+    verb_gate: str = "einsum"
+    verb_up: str = "einsum"
+    verb_down: str = "einsum"
+    spelling: int = 0
+    storage: str = "stacked"
+    fused: str = ""
+    grouping: str = "unflatten"
+    routing: str = "hidden"
+    router: str = "linear"
+    heads_collected: str = "stack"
+    networks_collected: str = "plus"
+    up_first: bool = False
+    in_place: bool = False
+    detours: tuple[tuple[str, str], ...] = ()
+    """Points and the expressions there, with {x} for the value, and {h} for the number of its dimension h."""
+    flow: str = "one"
+    mode: str = ""
