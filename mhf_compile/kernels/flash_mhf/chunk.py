@@ -13,24 +13,10 @@ from mhf_compile.kernels.flash_mhf.tiles import (
     dot,
     load_bias,
     load_router,
+    load_tile,
     token_rows,
     weight_rows,
 )
-
-
-@triton.jit
-def load_columns(
-    x, rows, in_rows, columns, stride, SIZE: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr
-):
-    """[rows, columns], 0 where either is outside; EVEN: no row is."""
-    pointers = x + rows[:, None] + columns.to(tl.int64)[None, :] * stride
-    if EVEN and SIZE % WIDTH == 0:
-        tile = tl.load(pointers)
-    elif EVEN:
-        tile = tl.load(pointers, mask=(columns < SIZE)[None, :], other=0.0)
-    else:
-        tile = tl.load(pointers, mask=in_rows[:, None] & (columns < SIZE)[None, :], other=0.0)
-    return tile
 
 
 @triton.jit(do_not_specialize=["tokens", "length", "first_token", "chunk"])
@@ -68,11 +54,13 @@ def chunk_kernel(
         up = tl.zeros((BLOCK_N, BLOCK_F), tl.float32)
     for start in range(0, HEAD_DIM, BLOCK_D):
         columns = start + tl.arange(0, BLOCK_D)
-        q_tile = load_columns(q, q_rows, in_n, columns, q_strides[3], HEAD_DIM, BLOCK_D, EVEN_N)
-        k_tile = load_columns(k, k_rows, in_f, columns, k_strides[3], HEAD_DIM, BLOCK_D, EVEN_F)
+        q_tile = load_tile(q, q_rows, in_n, columns, q_strides[3], HEAD_DIM, HEAD_DIM % BLOCK_D == 0, EVEN_N)
+        k_tile = load_tile(k, k_rows, in_f, columns, k_strides[3], HEAD_DIM, HEAD_DIM % BLOCK_D == 0, EVEN_F)
         gate = dot(q_tile, tl.trans(k_tile), gate, UPCAST)
         if u is not None:
-            u_tile = load_columns(u, u_rows, in_f, columns, u_strides[3], HEAD_DIM, BLOCK_D, EVEN_F)
+            u_tile = load_tile(
+                u, u_rows, in_f, columns, u_strides[3], HEAD_DIM, HEAD_DIM % BLOCK_D == 0, EVEN_F
+            )
             up = dot(q_tile, tl.trans(u_tile), up, UPCAST)
 
     if GATE_SCALED:
@@ -90,10 +78,12 @@ def chunk_kernel(
         d_hidden = tl.zeros((BLOCK_N, BLOCK_F), tl.float32)
         for start in range(0, OUT_DIM, BLOCK_D):
             columns = start + tl.arange(0, BLOCK_D)
-            grad_tile = load_columns(
-                grad, grad_rows, in_n, columns, grad_strides[3], OUT_DIM, BLOCK_D, EVEN_N
+            grad_tile = load_tile(
+                grad, grad_rows, in_n, columns, grad_strides[3], OUT_DIM, OUT_DIM % BLOCK_D == 0, EVEN_N
             )
-            v_tile = load_columns(v, v_rows, in_f, columns, v_strides[3], OUT_DIM, BLOCK_D, EVEN_F)
+            v_tile = load_tile(
+                v, v_rows, in_f, columns, v_strides[3], OUT_DIM, OUT_DIM % BLOCK_D == 0, EVEN_F
+            )
             d_hidden = dot(grad_tile, tl.trans(v_tile), d_hidden, UPCAST)
         if SCALED:
             d_hidden *= scale

@@ -26,6 +26,7 @@ def forward(call: Call, out: Tensor, chunk: int) -> None:
         for out_g, hidden_g in zip(outs, _groups(hidden, sizes), strict=True):
             target = out_g[:, here]
             torch.baddbmm(target, hidden_g, v, beta=0, alpha=call.scale, out=target)
+        del hidden, hidden_g  # before the next ones
 
 
 def backward(call: Call, grad: Tensor, grads: Sequence[Tensor | None], chunk: int) -> None:

@@ -17,14 +17,14 @@ def forward_bytes(call: Call, workspace: int | None = None) -> int:
     """The most that forward holds at once, its result included.
 
     on the chip    s N H O + 4 P N H O, the latter where rows are split over P > 1 programs
-    in chunks of C s N H O + s C H E F + s C Hk O
+    in chunks of C s N H O + s C H E F
     """
     sizes = call.sizes
     size = sizes.dtype.itemsize
     out = sizes.tokens * sizes.heads * sizes.out_dim
     chunk = config.forward_chunk(sizes, workspace)
     if chunk is not None:
-        return size * out + chunk * (sizes.wide_bytes + size * sizes.kv_heads * sizes.out_dim)
+        return size * out + chunk * sizes.wide_bytes
     name = config.forward_kernel(sizes)
     row_blocks = sizes.subnetworks * triton.cdiv(sizes.width, call.tiles(name).rows)
     parts = call.parts(name, row_blocks)

@@ -32,21 +32,18 @@ def weight_rows(f, head, subnetwork, strides):
 
 @triton.jit
 def load_tile(
-    x, rows, in_rows, stride, FIRST: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr, EVEN: tl.constexpr
-):
-    """[rows, columns FIRST and on], 0 where either is outside; EVEN: no row is."""
-    columns = FIRST + tl.arange(0, WIDTH)
+    x, rows, in_rows, columns, stride, SIZE: tl.constexpr, WHOLE: tl.constexpr, EVEN: tl.constexpr
+):  # fmt: skip
+    """[rows, columns], 0 where either is outside; WHOLE: no column is, EVEN: no row is."""
     pointers = x + rows[:, None] + columns.to(tl.int64)[None, :] * stride
-    if SIZE >= FIRST + WIDTH:
-        if EVEN:
-            tile = tl.load(pointers)
-        else:
-            tile = tl.load(pointers, mask=in_rows[:, None], other=0.0)
+    if WHOLE and EVEN:
+        tile = tl.load(pointers)
+    elif WHOLE:
+        tile = tl.load(pointers, mask=in_rows[:, None], other=0.0)
+    elif EVEN:
+        tile = tl.load(pointers, mask=(columns < SIZE)[None, :], other=0.0)
     else:
-        inside = (columns < SIZE)[None, :]
-        if not EVEN:
-            inside = inside & in_rows[:, None]
-        tile = tl.load(pointers, mask=inside, other=0.0)
+        tile = tl.load(pointers, mask=in_rows[:, None] & (columns < SIZE)[None, :], other=0.0)
     return tile
 
 
@@ -58,7 +55,9 @@ def load_row_tiles(
     tiles = ()
     first = 0
     for i in tl.static_range(len(COLUMNS)):
-        tiles = tiles + (load_tile(x, rows, in_rows, stride, first, COLUMNS[i], SIZE, EVEN),)
+        columns = first + tl.arange(0, COLUMNS[i])
+        tile = load_tile(x, rows, in_rows, columns, stride, SIZE, first + COLUMNS[i] <= SIZE, EVEN)
+        tiles = tiles + (tile,)
         first += COLUMNS[i]
     return tiles
 
