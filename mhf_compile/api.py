@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
 import torch
 from torch import fx
 from torch._C._dynamo.eval_frame import reset_code
-from torch._dynamo.convert_frame import register_bytecode_hook
+from torch._dynamo.convert_frame import compile_lock, register_bytecode_hook
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -18,6 +19,7 @@ from mhf_compile.backend import analyse, check_required
 from mhf_compile.options import PREFIX, parse
 from mhf_compile.places import Places
 from mhf_compile.report import Report
+from mhf_compile.surgery import copied
 
 
 def explain(
@@ -26,7 +28,8 @@ def explain(
     """What the backend would rewrite in a model, and what not and why.
 
     The model is run once on the arguments, as it would run compiled but without an inner compiler. A graph
-    that runs for several modules is reported for each.
+    that runs for several modules is reported for each. Threads that explain take turns; none may compile or
+    run compiled, at the same time, the model that another one explains.
 
     Args:
         model: a module or function.
@@ -80,17 +83,36 @@ def run_compiled(
     dynamic: bool | None = None,
 ) -> None:
     """Run a model once, as `torch.compile` has it with a backend; nothing stays compiled."""
-    codes: set[CodeType] = set()
     # A module that was compiled in place would run what it was compiled to.
     compiled_in_place = getattr(model, "_compiled_call_impl", None) is not None
     program = model._call_impl if compiled_in_place else model  # type: ignore[attr-defined]
-    watch = register_bytecode_hook(lambda code, compiled: codes.add(code))
-    try:
+    with _lock, _thrown_away():
         torch.compile(program, backend=backend, dynamic=dynamic)(*args, **kwargs)
+
+
+_lock = threading.RLock()
+"""What is thrown away may not be what another thread runs."""
+
+
+@contextmanager
+def _thrown_away() -> Iterator[None]:
+    """Throw away what this thread compiles: it is not to count against the limit of recompiles."""
+    codes: set[CodeType] = set()
+    thread = threading.get_ident()
+
+    def watch(code: CodeType, new_code: CodeType) -> None:
+        if threading.get_ident() == thread:
+            codes.add(code)
+
+    with compile_lock:  # Dynamo goes through its hooks, and resets codes, under it
+        hook = register_bytecode_hook(watch)
+    try:
+        yield
     finally:
-        watch.remove()
-        for code in codes:  # what was compiled here is not to count against the limit of recompiles
-            reset_code(code)
+        with compile_lock:
+            hook.remove()
+            for code in codes:
+                reset_code(code)
 
 
 def merged(reports: Sequence[Report], modules: tuple[tuple[str, str], ...] = ()) -> Report:
@@ -134,7 +156,7 @@ def rewrite(
 
 def _copied(module: fx.GraphModule) -> fx.GraphModule:
     """A copy of a graph and of the graphs in it, which shares the parameters."""
-    result = fx.GraphModule(module, copy.deepcopy(module.graph))
+    result = fx.GraphModule(module, copied(module.graph))
     for name, child in module.named_children():
         if isinstance(child, fx.GraphModule):
             setattr(result, name, _copied(child))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import logging
+import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,8 @@ from mhf_compile.reasons import NoMatch, Refusal
 from mhf_compile.record import record
 from mhf_compile.region import Region
 from mhf_compile.report import Miss, Report, Rewrite, module_of, source_of
-from mhf_compile.surgery import Surgeon, describe
+from mhf_compile.surgery import Surgeon, copied, describe
+from mhf_compile.tape import Scope
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def analyse(module: fx.GraphModule, options: Options) -> Report:
     An internal error is logged and leaves the graph as it was, unless ``options.strict``.
     """
     try:
-        report = rewrite_graph(module, options)
+        return rewrite_graph(module, options)
     except Exception as error:
         if options.strict:
             raise
@@ -98,14 +98,16 @@ def analyse(module: fx.GraphModule, options: Options) -> Report:
             "the analysis failed and the graph is compiled as it is; please report this", exc_info=True
         )
         report = Report(notes=(f"the analysis failed, with {type(error).__name__}: {error}",))
-    if report.misses and is_piece():  # what is cut apart leaves a miss
-        report = replace(report, notes=(SPLIT,))
-        warn_of_split()
+        tell(report)
+        return report
+
+
+def tell(report: Report) -> None:
+    """Put a report into the log and into the structured trace."""
     log.info("%s", report)
     for rewrite in report.rewrites:
         log.debug("%s: %s", rewrite.source, rewrite.equation)
     trace_structured_artifact("flashmhf_rewrites", "json", report.to_json)
-    return report
 
 
 SPLIT = (
@@ -127,21 +129,44 @@ def warn_of_split() -> None:
     log.warning("%s", SPLIT)
 
 
+_lock = threading.RLock()
+
+
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector from walking a growing tape again and again: a quarter of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
+def _alone() -> Iterator[None]:
+    """Let one thread at a time analyse: graphs may share fake tensors, and all share the garbage collector.
+
+    The collector is off meanwhile. To walk a growing tape again and again took a quarter of the time.
+    """
+    with _lock:
+        enabled = gc.isenabled()
+        try:
+            gc.disable()
+            yield
+        finally:
+            if enabled:
+                gc.enable()
+
+
+@contextmanager
+def _undoable(scopes: Sequence[Scope]) -> Iterator[Callable[[], None]]:
+    """Change graphs; where something fails after all, or on demand, they are as they came."""
+    graphs = [(scope.module, copied(scope.module.graph)) for scope in scopes]
+
+    def undo() -> None:
+        for module, graph in graphs:
+            module.graph = graph
+
     try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+        yield undo
+    except BaseException:
+        undo()
+        raise
 
 
-@_no_collection()
+@_alone()
 def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
-    """Record, find, check, prove; then, when nothing can fail any more, rewrite."""
+    """Record, find, check, prove; then rewrite, and tell of it."""
     tape = record(module)
     proofs = Proofs(options.prove)
     accepted: dict[Match, tuple[Region, str]] = {}
@@ -169,10 +194,9 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
         plan.remove(match)
         misses += _refused(match, NoMatch("an operand is inside another match"))
     rewrites: list[Rewrite] = []
-    if plan:
-        graphs = [(scope.module, copy.deepcopy(scope.module.graph)) for scope in tape.scopes]
-        surgeon = Surgeon(module, tape, {"workspace": options.workspace})
-        try:
+    with _undoable(tape.scopes if plan else ()) as undo:
+        if plan:
+            surgeon = Surgeon(module, tape, {"workspace": options.workspace})
             for match in plan:
                 region, proof = accepted[match]
                 try:
@@ -181,11 +205,15 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
                 except NoMatch as error:
                     misses += _refused(match, error)
             surgeon.finish()
-        except BaseException:
-            for changed, graph in graphs:
-                changed.graph = graph  # as it came
-            raise
-    return Report(tuple(rewrites), tuple(misses))
+        if not rewrites:
+            undo()
+        notes: tuple[str, ...] = ()
+        if misses and is_piece():  # what is cut apart leaves a miss
+            notes = (SPLIT,)
+            warn_of_split()
+        report = Report(tuple(rewrites), tuple(misses), notes)
+        tell(report)
+    return report
 
 
 def _refused(match: Match, error: NoMatch) -> list[Miss]:

@@ -131,8 +131,8 @@ def identify(expression: Expression) -> Known | None:
 
 def _points() -> torch.Tensor:
     """Points to compare functions at: a dense grid around zero, and powers of two far out."""
-    grid = torch.linspace(-6, 6, 49, dtype=torch.float64)
-    far = 2 ** torch.arange(3, 6.75, 0.25, dtype=torch.float64)
+    grid = torch.linspace(-6, 6, 49, dtype=torch.float64, device="cpu")
+    far = 2 ** torch.arange(3, 6.75, 0.25, dtype=torch.float64, device="cpu")
     return torch.cat([grid, grid * 0.9173, far, -far])
 
 

@@ -137,6 +137,7 @@ class _Replay:
         self.alike = alike
         self.tensors = dict(known)
         self.waiting: dict[Value, None] = {}
+        self.generator = torch.Generator().manual_seed(0)  # for what nothing should read
 
     def run(self, values: Iterable[Value]) -> None:
         self.waiting = dict.fromkeys(value for value in values if value not in self.tensors)
@@ -230,6 +231,9 @@ class _Replay:
                 return a * _table("sigmoid")[b.long()]
         return _table(function_name(op))[get(args[0]).long()]
 
+    def _unread(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.empty(shape, dtype=torch.float64).random_(PRIME, generator=self.generator)
+
     def _cat(self, op: Op, shape: tuple[int, ...]) -> Tensor:
         dim = op.args[1] % len(shape) if len(op.args) > 1 else 0
         pieces = []
@@ -238,7 +242,7 @@ class _Replay:
                 pieces.append(self.tensors[piece])
             elif piece.shape[dim] != 0:  # one that nothing reads
                 sizes = (*shape[:dim], int(piece.shape[dim]), *shape[dim + 1 :])
-                pieces.append(torch.empty(sizes, dtype=torch.float64).random_(PRIME))
+                pieces.append(self._unread(sizes))
         return torch.cat(pieces, dim)
 
     def _convolution(self, op: Op) -> Tensor:
@@ -258,8 +262,7 @@ class _Replay:
 
     def _scatter(self, op: Op, shape: tuple[int, ...]) -> Tensor:
         before, written, view, output = op.args
-        unread = torch.empty(shape, dtype=torch.float64).random_(PRIME)
-        result = self.tensors.get(before, unread).clone()
+        result = self.tensors[before].clone() if before in self.tensors else self._unread(shape)
         if view.name in ("permute", "t", "transpose"):
             result.permute(permutation(view)).copy_(self._get(written))
         elif view.name in ("select", "slice", "split", "split_with_sizes", "unbind"):
@@ -320,6 +323,11 @@ def prove(match: Match) -> str:
         ProofFailed: the region and the formula differ.
         Refusal: the region cannot be run.
     """
+    with torch.device("cpu"):  # whatever the default of the program is
+        return _prove(match)
+
+
+def _prove(match: Match) -> str:
     sizes, tokens = _sizes(match)
     region = sorted(match.visited, key=lambda value: value.time)
 

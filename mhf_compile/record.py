@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import sympy
@@ -22,6 +22,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.nn import attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mhf_compile.notation import Size, size_of
@@ -35,6 +36,7 @@ BODIES = ("tag_activation_checkpoint", "invoke_subgraph", "wrap")
 _EXITS: dict[str, Callable[[Any], object]] = {
     "_enter_autocast": torch.amp.autocast_mode._exit_autocast,
     "_enter_inference_mode": torch.autograd.grad_mode._exit_inference_mode,
+    "_enter_dual_level": lambda level: torch._C._exit_dual_level(level=level),
 }
 """How to leave a context that a node of a graph enters."""
 
@@ -179,7 +181,8 @@ class _Interpreter:
         if name in _EXITS:
             self.contexts.append((result, _EXITS[name]))
         elif name.startswith("_exit_"):
-            self.contexts = [entry for entry in self.contexts if entry[0] is not args[0]]
+            left = args[0] if args else kwargs["level"]
+            self.contexts = [entry for entry in self.contexts if entry[0] is not left]
         return result
 
     def key(self, node: fx.Node, args: Any, kwargs: Any) -> object:
@@ -312,14 +315,14 @@ def _unbacked(structure: object) -> set[sympy.Symbol]:
 def _unchanged(interpreter: _Interpreter) -> Iterator[None]:
     """Put back the state that the nodes of a graph may change, also after an exception."""
     environment = interpreter.mode.shape_env
-    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    inference = torch.is_inference_mode_enabled()
     depth = torch._C._functorch.get_dynamic_layer_stack_depth()
-    cache = torch.is_autocast_cache_enabled()
-    hooks = torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
     with contextlib.ExitStack() as stack:
         if environment is not None:
             stack.enter_context(environment.suppress_guards())
             stack.enter_context(environment.ignore_fresh_unbacked_symbols())
+        for put_back in _flags():
+            stack.callback(put_back)
         # A weight's cast that autocast cached before would be a value without a history.
         torch.set_autocast_cache_enabled(False)
         try:
@@ -329,11 +332,29 @@ def _unchanged(interpreter: _Interpreter) -> Iterator[None]:
                 leave(context)
             while torch._C._functorch.get_dynamic_layer_stack_depth() > depth:
                 torch._C._functorch.pop_dynamic_layer_stack()
-            torch.set_autocast_cache_enabled(cache)
-            if hooks:  # torch.func.grad disables them where it begins
-                torch._C._autograd._saved_tensors_hooks_enable()
-            torch.set_grad_enabled(grad)
             assert torch.is_inference_mode_enabled() == inference
+
+
+def _flags() -> Iterator[Callable[[], object]]:
+    """What sets the flags that nodes of a graph may set to what they are now."""
+    functorch, autograd = torch._C._functorch, torch._C._autograd
+    yield partial(torch.set_grad_enabled, torch.is_grad_enabled())
+    yield partial(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+    # torch.func.grad and jvp
+    inplace = functorch.get_inplace_requires_grad_allowed()
+    yield partial(functorch.set_inplace_requires_grad_allowed, inplace)
+    yield partial(torch._C._set_fwd_grad_enabled, torch._C._is_fwd_grad_enabled())
+    refusal = autograd._saved_tensors_hooks_get_disabled_error_message()
+    if refusal is None:
+        yield autograd._saved_tensors_hooks_enable
+    else:
+        yield partial(autograd._saved_tensors_hooks_disable, refusal)
+    # torch.nn.attention.sdpa_kernel, torch.use_deterministic_algorithms
+    yield partial(attention._sdpa_kernel, attention._cur_sdpa_kernel_backends())
+    yield partial(torch._C._set_sdp_priority_order, torch._C._get_sdp_priority_order())
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    yield partial(torch._C._set_deterministic_algorithms, deterministic, warn_only=warns)
 
 
 def fake_mode_of(module: fx.GraphModule) -> FakeTensorMode | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -211,6 +212,15 @@ class _Emitter:
         if order == back == sorted(order):
             return self.call("contiguous", node)
         return self.call("permute", self.call("contiguous", self.call("permute", node, order)), back)
+
+
+def copied(graph: fx.Graph) -> fx.Graph:
+    """A copy of a graph with all that its nodes have: torch.fx forgets Dynamo's sources of the inputs."""
+    result = copy.deepcopy(graph)
+    for node, own in zip(graph.nodes, result.nodes, strict=True):
+        for name in vars(node).keys() - vars(own).keys():
+            setattr(own, name, getattr(node, name))
+    return result
 
 
 def _magnitude(tensor: Tensor, dim: int) -> int:

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,19 @@ def test_a_directory_in_its_place_is_ignored(folder, caplog):
     assert list(folder.iterdir()) == [tuned.path_of(GPU)]
 
 
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_directory_that_cannot_be_made(folder, monkeypatch, caplog, code):
+    def fails(self, *args, **kwargs):
+        raise OSError(code, os.strerror(code), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", fails)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        tuned.store(GPU, {KEY: FIRST})
+    assert tuned.winners(GPU) == {}
+    assert not folder.exists()
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("fails", ["write_text", "replace"])
 def test_a_failed_write_leaves_what_was_there(folder, monkeypatch, fails):
     path = tuned.store(GPU, {KEY: FIRST})
@@ -214,9 +228,62 @@ def test_two_processes_that_store_at_once(folder):
         writer.communicate()
     assert [writer.returncode for writer in writers] == [0, 0]
     assert seen > 1
-    found = tuned.read(GPU)
-    assert found and all(tiles in config.HOPPER[key] for key, tiles in found.items())
+    assert tuned.read(GPU) == {key: config.HOPPER[key][0] for key in keys}
     assert list(folder.iterdir()) == [tuned.path_of(GPU)]
+
+
+def test_one_stores_after_the_other(monkeypatch):
+    """The second would read what the first is about to replace, if it did not wait."""
+    keys = [("forward", 2, 64), ("dq", 2, 64)]
+    stores = [threading.Thread(target=tuned.store, args=(GPU, {key: config.HOPPER[key][0]})) for key in keys]
+    replacing, go_on, replace = threading.Event(), threading.Event(), os.replace
+
+    def paused(*args):
+        replacing.set()
+        assert go_on.wait(60)
+        replace(*args)
+
+    monkeypatch.setattr(os, "replace", paused)
+    stores[0].start()
+    assert replacing.wait(60)
+    replacing.clear()
+    stores[1].start()
+    waited = not replacing.wait(0.3)
+    go_on.set()
+    assert waited
+    for store in stores:
+        store.join(60)
+    assert set(tuned.read(GPU)) == set(keys)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from mhf_compile.kernels.flash_mhf import config, tuned
+
+def half(path, text, encoding):
+    with open(path, "w") as file:
+        file.write(text[:len(text) // 2])
+    print("in the middle", flush=True)
+    time.sleep(600)
+
+Path.write_text = half
+tuned.store(sys.argv[1], {("dq", 2, 64): config.HOPPER["dq", 2, 64][0]})
+"""
+
+
+def test_a_process_that_is_killed_while_it_writes(folder, caplog):
+    path = tuned.store(GPU, {KEY: FIRST})
+    before = path.read_bytes()
+    with subprocess.Popen([sys.executable, "-c", KILLED, GPU], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout.readline() == "in the middle\n"
+        writer.kill()
+    assert path.read_bytes() == before
+    assert len(list(folder.iterdir())) == 2  # what it had written has a name of its own
+    assert tuned.winners(GPU) == {KEY: FIRST}
+    tuned.store(GPU, {KEY: SECOND})  # the lock went with it
+    assert tuned.winners(GPU) == {KEY: SECOND}
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize(

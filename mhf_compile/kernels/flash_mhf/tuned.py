@@ -9,7 +9,8 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -98,27 +99,42 @@ def _name(key: Key) -> str:
 def store(device: str, tiles: Mapping[Key, Tiles]) -> Path:
     """Write the file of a device, beside what it has for other kernels, in one step.
 
-    Of two processes that do so at once, one may lose what the other stored; the file is whole all the same.
+    Processes of one machine that do so at once take turns. Of those of several machines, with a folder in
+    common, one may lose what another stored at that moment; the file is whole all the same.
 
     Raises:
         OSError: it cannot be written; then it is as it was.
     """
-    try:
-        before = read(device)
-    except (OSError, ValueError):
-        before = {}
-    rows = {_name(key): value._asdict() for key, value in {**before, **tiles}.items()}
     path = path_of(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        new.write_text(json.dumps({**made_for(device), "tiles": rows}, indent=2), "utf-8")
-        os.replace(new, path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+    with _locked(path.parent):
+        try:
+            before = read(device)
+        except (OSError, ValueError):
+            before = {}
+        rows = {_name(key): value._asdict() for key, value in {**before, **tiles}.items()}
+        try:
+            new.write_text(json.dumps({**made_for(device), "tiles": rows}, indent=2), "utf-8")
+            os.replace(new, path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
     winners.cache_clear()
     return path
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes of this machine from storing in a folder; one that is killed keeps no lock."""
+    import fcntl  # only Unix has it
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def spelled(tiles: Tiles) -> str:
