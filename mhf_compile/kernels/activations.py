@@ -29,7 +29,10 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda grad, x: aten.gelu_backward(grad, x, approximate="tanh"),
     ),
     "relu": Activation(F.relu, lambda grad, x: aten.threshold_backward(grad, x, 0)),
-    "relu_squared": Activation(lambda x: F.relu(x).square(), lambda grad, x: grad * F.relu(x).mul_(2)),
+    "relu_squared": Activation(
+        lambda x: F.relu(x).square(),
+        lambda grad, x: aten.threshold_backward(grad, x, 0).mul_(F.relu(x)).mul_(2),
+    ),
     "sigmoid": Activation(torch.sigmoid, lambda grad, x: aten.sigmoid_backward(grad, torch.sigmoid(x))),
     "identity": Activation(lambda x: x, lambda grad, x: grad),
 }

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mhf_compile.kernels.flash_mhf import chunked, config
 from mhf_compile.kernels.flash_mhf.config import Target
-from mhf_compile.kernels.flash_mhf.elementwise import activate, slope
+from mhf_compile.kernels.flash_mhf.elementwise import activate, cut_off, slope
 from mhf_compile.kernels.flash_mhf.launch import Call, Launch, target_of
 from mhf_compile.kernels.flash_mhf.parts import in_parts
 from mhf_compile.kernels.flash_mhf.tiles import (
@@ -114,7 +114,7 @@ def dq_kernel(
                 dr_total += tl.sum(hidden, 1)
                 last = first_f + BLOCK_F >= width
                 tl.store(dr + token_rows(n, length, h, dr_strides) + e, dr_total, mask=in_n & last)
-                dr_total *= tl.where(last, 0.0, 1.0)
+                dr_total = tl.where(last, 0.0, dr_total)
         if dq is not None:
             if r is not None:
                 d_hidden *= routed[:, None]
@@ -127,6 +127,7 @@ def dq_kernel(
                 if not EVEN_F:
                     d_up = tl.where(in_f[None, :], d_up, 0.0)
                 dq_totals = add_product(dq_totals, d_up, u_tiles, D, UPCAST)
+            d_gate = cut_off(d_gate, gate, ACTIVATION)
             if not EVEN_F:
                 d_gate = tl.where(in_f[None, :], d_gate, 0.0)
             dq_totals = add_product(dq_totals, d_gate, k_tiles, D, UPCAST)
@@ -229,6 +230,7 @@ def weights_kernel(
                     du_totals = add_product(du_totals, d_up, q_tiles, D, UPCAST)
                 if d_up_bias is not None:
                     d_up_total += tl.sum(d_up, 1)
+            d_gate = cut_off(d_gate, gate, ACTIVATION)
             if not EVEN_N:
                 d_gate = tl.where(in_n[None, :], d_gate, 0.0)
             if dk is not None:

@@ -8,7 +8,7 @@ wide ones for a register tile included: it walks over their columns.
 import triton
 import triton.language as tl
 
-from mhf_compile.kernels.flash_mhf.elementwise import activate, slope
+from mhf_compile.kernels.flash_mhf.elementwise import activate, cut_off, slope
 from mhf_compile.kernels.flash_mhf.tiles import (
     dot,
     load_bias,
@@ -113,4 +113,5 @@ def chunk_kernel(
             gradient = slope(gate, ACTIVATION, FAST) * d_hidden
             if u is not None:
                 gradient *= up
+            gradient = cut_off(gradient, gate, ACTIVATION)
             tl.store(d_gate + wide, gradient, mask=inside)

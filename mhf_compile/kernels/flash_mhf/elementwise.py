@@ -56,7 +56,7 @@ def slope(x, NAME: tl.constexpr, FAST: tl.constexpr):
         t = _tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))
         y = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608028654 * (1 + 0.134145 * x * x)
     elif NAME == "relu":
-        y = tl.where(x > 0, 1.0, 0.0)
+        y = tl.full(x.shape, 1.0, tl.float32)  # what is cut off comes after
     elif NAME == "relu_squared":
         y = 2 * tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif NAME == "sigmoid":
@@ -66,3 +66,11 @@ def slope(x, NAME: tl.constexpr, FAST: tl.constexpr):
         tl.static_assert(NAME == "identity")
         y = tl.full(x.shape, 1.0, tl.float32)
     return y
+
+
+@triton.jit
+def cut_off(gradient, x, NAME: tl.constexpr):
+    """A gradient in front of the activation, 0 where a relu lets none through: 0 times infinity is none."""
+    if NAME == "relu" or NAME == "relu_squared":
+        gradient = tl.where(x <= 0, 0.0, gradient)
+    return gradient
