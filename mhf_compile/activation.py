@@ -82,7 +82,9 @@ class Activations:
             rule = reader.rule(value)
             if value.op is None:
                 continue
-            if rule is None:
+            if rule is None or (
+                rule.kind == "function" and reader.apply(Leaf(value, entry_axes(value))) is None
+            ):
                 self._foreign(value, value.op)
                 continue
             if self._is_score(value.op):
@@ -106,7 +108,7 @@ class Activations:
         return kind in ("move", "join", "linear") and every(v in self._scores for v in inputs)
 
     def _foreign(self, value: Value, op: Op) -> None:
-        """Note an elementwise operation without a rule on a score: it is none that the op knows."""
+        """Note an elementwise operation that no rule reads, on a score: it is none that the op knows."""
         tagged = op.func is not None and torch.Tag.pointwise in op.func.tags
         pointwise = tagged or op.name == "_prelu_kernel"  # which PyTorch does not tag
         scores = [v for v in op.inputs if v in self._scores and v.shape == value.shape]

@@ -105,21 +105,21 @@ class Builder(Generic[T]):
                 index.axes
             )
         (stride, axis), *rest = index.digits
-        if not all(
-            isinstance(n, int) for n in (size, index.offset, axis.size, *(s for s, _ in index.digits))
-        ):
+        numbers = (size, index.offset, *(n for step, over in index.digits for n in (step, over.size)))
+        if not all(isinstance(number, int) for number in numbers):
             raise NoMatch(f"an operand is read at symbolic positions ({index} of {size})")
         stride, offset, count = int(stride), int(index.offset), int(axis.size)
         before = (slice(None),) * dim
         if not rest:
             kept = slice(offset, offset + (count - 1) * stride + 1, stride)
             return self.call(operator.getitem, tensor, (*before, kept)), [axis]
-        start = offset // stride * stride
-        if Index(offset - start, tuple(rest)).last >= stride:
-            start = offset  # it runs into the next step: the steps begin at the offset
-        overlaps = not notation.at_most(Index(offset - start, tuple(rest)).last, stride - 1)
-        if overlaps or start + count * stride > int(size):
+        # Where steps may start that hold what is read and do not run past either end: if aligned, there.
+        spare = stride - 1 - int(Index(0, tuple(rest)).last)
+        first, last = max(offset - spare, 0), min(offset, int(size) - count * stride)
+        if first > last:
             raise NoMatch(f"an operand is no strided view ({index} of {size})")
+        aligned = offset // stride * stride
+        start = aligned if first <= aligned <= last else last
         tensor = self.call(operator.getitem, tensor, (*before, slice(start, start + count * stride)))
         tensor = self.call("unflatten", tensor, dim, (count, stride))
         tensor, inner = self._spread(tensor, dim + 1, Index(offset - start, tuple(rest)), stride)

@@ -240,7 +240,7 @@ def _fold(group: list[tuple[Term, list[object]]]) -> Term:
     forms = [_form(term) for term in inner]
     if any(form != forms[0][0] for form, _ in forms):
         raise _Unfoldable
-    return _progression([(term, constants) for term, (_, constants) in zip(inner, forms, strict=True)])
+    return _fold([(term, constants) for term, (_, constants) in zip(inner, forms, strict=True)])
 
 
 def _progression(group: list[tuple[Term, list[object]]]) -> Term:

@@ -11,8 +11,8 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 import sympy
 import torch
@@ -101,7 +101,8 @@ class Unmatched:
 
 EVIDENT = frozenset(["silu", "gelu", "gelu_tanh", "relu", "relu_squared"])
 """Functions that are activations wherever they stand. Others, such as a router's sigmoid, are looked at after
-these, and are in the report only where the rest of a pattern is there."""
+these, and last the identity, which any product of two products has; they are in the report only where the
+rest of a pattern is there."""
 
 
 def find(tape: Tape, accept: Callable[[Match], None] = lambda match: None) -> list[Match | Unmatched]:
@@ -114,45 +115,70 @@ def find(tape: Tape, accept: Callable[[Match], None] = lambda match: None) -> li
     activations = Activations(tape)
     evident = {anchor for anchor, name in activations.anchors.items() if name in EVIDENT}
     settled: list[Match] = []
+    nearest: dict[Value, Unmatched] = {}
+    others: dict[Value, frozenset[Value]] = {}  # what an activation is multiplied with
+    linear = {anchor for anchor, name in activations.anchors.items() if name == "identity"}
+    tiers: list[Collection[Value]] = [linear, activations.anchors.keys() - evident - linear, evident]
+    while tiers:
+        tier = tiers.pop()
+        search = _Search(tape, activations, tier, settled)
+        others |= {a: others.get(a, frozenset()) | search.others(a) for a in search.anchors}
+        if len(groups := search.apart()) > 1:
+            tiers += reversed(groups)
+            continue
+        for pattern in PATTERNS:
+            found = list(search.run(pattern, accept))
+            for result in found:
+                if isinstance(result, Unmatched) and (
+                    result.anchor not in nearest or result.rank > nearest[result.anchor].rank
+                ):
+                    nearest[result.anchor] = result
+            if matches := [result for result in found if isinstance(result, Match)]:
+                settled += matches
+                tiers.append(tier)  # the root of a match is an operand of what follows
+                break
+    done = {anchor: match for match in settled for anchor in match.anchors}
     missed: list[Unmatched] = []
-    for tier in (evident, activations.anchors.keys() - evident):
-        nearest: dict[Value, Unmatched] = {}
-        growing = True
-        while growing:  # the root of a match is an operand of what follows
-            growing = False
-            for pattern in PATTERNS:
-                search = _Search(tape, pattern, activations, tier, settled)
-                for result in search.run(accept):
-                    if isinstance(result, Match):
-                        settled.append(result)
-                        growing = True
-                    elif (
-                        result.rank > nearest.get(result.anchor, result).rank or result.anchor not in nearest
-                    ):
-                        nearest[result.anchor] = result
-        done = {anchor for match in settled for anchor in match.anchors}
-        missed += [
-            m for anchor, m in nearest.items() if anchor not in done and (anchor in evident or m.is_pattern)
-        ]
+    for anchor, miss in nearest.items():
+        if anchor in done or not (anchor in evident or miss.is_pattern):
+            continue
+        beside = sorted(others[anchor] & done.keys(), key=lambda a: a.time)
+        weighted = next((a for a in beside if _is_operand(anchor, done[a])), None)
+        if weighted is not None and not miss.is_pattern:
+            reason = f"what comes of it is an operand of another feed-forward, that of {weighted}"
+            miss = replace(miss, why=NoMatch(reason, anchor))
+        missed.append(miss)
     return sorted(
         [*settled, *missed],
         key=lambda f: min(a.time for a in f.anchors) if isinstance(f, Match) else f.anchor.time,
     )
 
 
+def _is_operand(anchor: Value, match: Match) -> bool:
+    """Whether an operand of a match is computed from an activation."""
+    pending = [value for leaf in match.leaves for value in parts(leaf.value)]
+    seen: set[Value] = set()
+    while pending:
+        value = pending.pop()
+        if value is anchor:
+            return True
+        if value.time > anchor.time and value.op is not None and value not in seen:
+            seen.add(value)
+            pending += value.op.inputs
+    return False
+
+
 class _Search:
-    """The search for one pattern on one tape, beside matches that are settled."""
+    """The search for patterns of some activations on one tape, beside matches that are settled."""
 
     def __init__(
         self,
         tape: Tape,
-        pattern: Pattern,
         activations: Activations,
         anchors: Collection[Value],
         settled: Sequence[Match] = (),
     ) -> None:
         self.tape = tape
-        self.pattern = pattern
         self.activations = activations
         inside = {value for match in settled for value in (*match.anchors, *match.visited)}
         inside -= {value for match in settled for leaf in match.leaves for value in parts(leaf.value)}
@@ -163,6 +189,8 @@ class _Search:
         self.upstream: dict[Value, frozenset[Value]] = {}  # the anchors that an anchor is computed from
         self.sealed = {match.root for match in settled} | set(self.anchors)
         self.joined: set[Value] = set()  # carried values, parts of which may come from elsewhere
+        self.summed = dict(zip(self.anchors, self.anchors, strict=True))  # each with one it is added up with
+        self.rivals: list[tuple[Value, Value]] = []  # those that are multiplied with each other
         reader = Reader()
         for value in tape.values if self.anchors else ():
             if value.op is None or value in inside:
@@ -194,9 +222,12 @@ class _Search:
         for product in rule.products(op):
             factors = self._latest([v for v in product if v in self.carried])
             if len(factors) > 1:
+                self.rivals += itertools.combinations([next(iter(self.carried[v])) for v in factors], 2)
                 reason = NoMatch(f"it is multiplied with {factors[0]}, which has an activation in it", value)
                 return self._stop(factors, not_linear(op, value) if op.name in NORMS else reason)
             if factors:
+                if carried:
+                    self.summed[self._sum(self.carried[factors[0]])] = self._sum(carried)
                 carried |= self.carried[factors[0]]
                 depth = max(depth, self.depth[factors[0]])
             elif rule.kind not in ("product", "sum", "join") and not _is_zero(product, reader):
@@ -216,7 +247,51 @@ class _Search:
             if anchor not in self.reasons or reason.progress > self.reasons[anchor].progress:
                 self.reasons[anchor] = reason
 
-    def run(self, accept: Callable[[Match], None]) -> Iterator[Match | Unmatched]:
+    def _sum(self, carried: frozenset[Value]) -> Value:
+        """The anchor that stands for all that some are added up with, or put side by side."""
+        anchor = next(iter(carried))
+        while self.summed[anchor] is not anchor:
+            anchor = self.summed[anchor]
+        return anchor
+
+    def others(self, anchor: Value) -> frozenset[Value]:
+        """The anchors that an anchor is multiplied with, or one for each sum of them.
+
+        Those that are added up, or put side by side, are multiplied together or not at all.
+        """
+        return self._others.get(self._sum(frozenset([anchor])), frozenset())
+
+    @cached_property
+    def _others(self) -> dict[Value, frozenset[Value]]:
+        others: dict[Value, frozenset[Value]] = {}
+        for pair in self.rivals:
+            sums = frozenset(self._sum(frozenset([anchor])) for anchor in pair)
+            for one in sums if len(sums) > 1 else ():
+                others[one] = others.get(one, frozenset()) | sums - {one}
+        return others
+
+    def apart(self) -> list[set[Value]]:
+        """The anchors in groups, no two of a group multiplied with each other; the widest come first.
+
+        A product of two activations is linear in either one, where the other is an operand.
+        """
+        if not self._others:
+            return [set(self.anchors)]
+
+        def width(anchor: Value) -> int:
+            return notation.known(notation.product(anchor.shape), self.tape.hints)
+
+        groups: dict[int, set[Value]] = {}
+        placed: dict[Value, int] = {}
+        for anchor in sorted(self.anchors, key=width, reverse=True):
+            one = self._sum(frozenset([anchor]))
+            taken = {placed.get(other) for other in self.others(anchor)}
+            number = placed.setdefault(one, next(n for n in itertools.count() if n not in taken))
+            groups.setdefault(number, set()).add(anchor)
+        return [groups[number] for number in sorted(groups)]
+
+    def run(self, pattern: Pattern, accept: Callable[[Match], None]) -> Iterator[Match | Unmatched]:
+        """The matches of a pattern, then why the other anchors are in none."""
         matched: set[Value] = set()
         seen: set[Value] = set()
         failed: dict[Value, list[NoMatch]] = {}  # of each anchor, the largest candidate's first
@@ -243,13 +318,13 @@ class _Search:
                 seen.add(root)
                 value = root
                 try:
-                    match = self.attempt(root)
+                    match = self.attempt(pattern, root)
                     accept(match)
                     matched |= match.anchors
                     yield match
                     continue
                 except (NoMatch, Unreadable) as error:
-                    log.debug("%s is no %s: %s", root, self.pattern.name, error)
+                    log.debug("%s is no %s: %s", root, pattern.name, error)
                     why = error if isinstance(error, NoMatch) else NoMatch(str(error))
                     for anchor in self.carried[root]:
                         failed.setdefault(anchor, []).append(why)
@@ -260,7 +335,7 @@ class _Search:
             if anchor not in matched:
                 stopped = self.reasons.get(anchor)
                 why = nearest(anchor, failed.get(anchor, []), stopped, anchor in leaving)
-                yield Unmatched(self.pattern, anchor, why)
+                yield Unmatched(pattern, anchor, why)
 
     def _root(self, value: Value) -> Value | None:
         """The smallest value with a node of which a value is a rearrangement."""
@@ -276,7 +351,7 @@ class _Search:
 
     def _is_end_of_call(self, value: Value) -> bool:
         """Whether a value inside a call of the program could be a root, and no rearrangement of it could."""
-        if value.op is None or value.op.scope is None:
+        if value.op is None or value.op.scope is None or value.op.scope.inside:
             return False
         moved = (o for user in value.users for o in user.outputs if o in self.carried)
         if any((rule := Reader().rule(o)) is not None and rule.kind == "move" for o in moved):
@@ -288,14 +363,15 @@ class _Search:
         return (
             value.op is not None
             and value.op.scope is not None
+            and not value.op.scope.inside
             and bool(value.handle.nodes_in(value.op.scope))
             and not any(user.reshapes and user.writes is value for user in value.users)
         )
 
     # -- normal form
 
-    def attempt(self, root: Value) -> Match:
-        """The match with a root. Raises NoMatch or Unreadable."""
+    def attempt(self, pattern: Pattern, root: Value) -> Match:
+        """The match of a pattern with a root. Raises NoMatch or Unreadable."""
         assert root.op is not None and root.op.scope is not None
         scope = root.op.scope
 
@@ -327,21 +403,21 @@ class _Search:
         for term in addends:
             if not term.factors or not all(isinstance(factor, Leaf) for factor in term.factors):
                 raise NoMatch("something else is added to it, or only a part of it is written")
-        formula, alike = normal_pattern(self.pattern), self.activations.alike
+        formula, alike = normal_pattern(pattern), self.activations.alike
         try:
-            unification = unify(self.pattern, formula, gated[0], index, alike)
+            unification = unify(pattern, formula, gated[0], index, alike)
         except NoMatch as error:
             if error.at is not None and error.at.op is not None and error.at.op.state.grad_enabled != grad:
                 raise NoMatch("grad mode changes inside it", error.at, error.progress, NO_GRAD) from error
             raise
-        if unification.activation not in self.pattern.activations:
+        if unification.activation not in pattern.activations:
             raise Refusal(
                 f"the activation is {unification.activation}, none that the op knows",
-                advice=f"the op knows {', '.join(sorted(self.pattern.activations))}",
+                advice=f"the op knows {', '.join(sorted(pattern.activations))}",
             )
         visited = {value: tuple(reader.current(i) for i in at) for value, at in reader.visited.items()}
         return Match(
-            self.pattern,
+            pattern,
             scope,
             root,
             index,
@@ -371,7 +447,7 @@ def normal_pattern(pattern: Pattern) -> tuple[Mapping[Value, str], tuple[Index, 
         lambda *operands: pattern.formula(*operands, torch.relu, *pattern.scalars.values()), *shapes
     )
     activations = Activations(tape)
-    search = _Search(tape, pattern, activations, activations.anchors)
+    search = _Search(tape, activations, activations.anchors)
     index, terms = normal_form(result, activations, search.carried, Reader())
     (term,) = terms
     names = {value: name for value, name in zip(values, pattern.operands, strict=True) if value is not None}

@@ -10,7 +10,7 @@ from mhf_compile.activation import Activations
 from mhf_compile.fold import fold
 from mhf_compile.notation import Factor, Func, Index, Leaf, Tensor, Term
 from mhf_compile.read import Reader, entry_axes
-from mhf_compile.reasons import NoMatch, randomness
+from mhf_compile.reasons import NO_ZEROS, NoMatch, randomness
 from mhf_compile.tape import Value
 
 
@@ -40,13 +40,13 @@ def normal_form(
         if phase != "factor" and not anchors.isdisjoint(carried.get(leaf.value, ())):
             if leaf.value in anchors:
                 return activations.read(reader, leaf), "factor"
-            terms = reader.apply(leaf)
+            terms = _terms(reader, leaf)
             if terms is None:
                 name = leaf.value.op.title if leaf.value.op is not None else "something"
                 raise NoMatch(f"{name} is applied to it in a way that is not read", leaf.value)
             return terms, "region"
-        found = leaf if phase == "factor" else reader.operand(leaf)
-        return ([], "factor") if found is None else found
+        found = leaf if phase == "factor" else _operand(leaf, reader)
+        return found if isinstance(found, Leaf) else (found, "factor")
 
     def same(value: Tensor) -> Tensor:
         """The first value that is computed alike, where that is as fit to be an operand."""
@@ -61,6 +61,27 @@ def normal_form(
     folded = fold(terms, reader.splits)
     index = tuple(reader.current(i) for i in start.index)
     return index, [_hoisted(_counted(reader.resolve(term))) for term in folded]
+
+
+def _operand(leaf: Leaf, reader: Reader) -> Leaf | list[Term]:
+    """The tensor that an entry comes from by rearrangement, or the number that it is filled with."""
+    found = reader.operand(leaf)
+    if found is None:
+        return []
+    number = reader.number(found)
+    return found if number is None else number
+
+
+def _terms(reader: Reader, leaf: Leaf) -> list[Term] | None:
+    """What an entry is made of. Raises NoMatch where a tensor in it is multiplied by the number 0.
+
+    Its gradient is 0 then, where a region without it gives none.
+    """
+    terms = reader.apply(leaf)
+    if any(not term.coefficient and term.factors for term in terms or ()):
+        value = leaf.value if isinstance(leaf.value, Value) else None
+        raise NoMatch("a tensor in it is multiplied by 0", value, 2000, NO_ZEROS)
+    return terms
 
 
 def _with_scores(term: Term, reader: Reader) -> Term:
@@ -84,11 +105,15 @@ def _with_scores(term: Term, reader: Reader) -> Term:
 
 
 def _score(leaf: Leaf, reader: Reader) -> list[Term]:
-    """An entry of a score, read through one contraction: a sum of products of operands."""
+    """An entry of a score, read through one contraction: a sum of products of operands.
+
+    Of what is multiplied with something that has all of its axes, what has fewer is an operand.
+    """
+    narrow: set[Leaf] = set()
 
     def step(leaf: Leaf, phase: str) -> Leaf | tuple[list[Term], str]:
         value = leaf.value
-        rule = reader.rule(value) if isinstance(value, Value) else None
+        rule = reader.rule(value) if isinstance(value, Value) and leaf not in narrow else None
         if rule is not None and phase != "operand" and isinstance(value, Value) and value.op is not None:
             further = None
             if rule.kind in ("move", "join"):
@@ -101,13 +126,19 @@ def _score(leaf: Leaf, reader: Reader) -> list[Term]:
                 further = "operand" if phase == "summed" and value.op.name == "mul" else phase
             elif rule.kind == "constant":
                 further = phase
-            terms = reader.apply(leaf) if further is not None else None
+            terms = _terms(reader, leaf) if further is not None else None
             if terms is not None and further is not None:
+                for term in terms:
+                    entries = [f for f in term.factors if isinstance(f, Leaf)]
+                    axes = [{a for i in f.index for a in reader.current(i).axes} for f in entries]
+                    widest = set().union(*axes)
+                    if rule.kind == "linear" and widest in axes:
+                        narrow.update(f for f, own in zip(entries, axes, strict=True) if own != widest)
                 return terms, further
-        found = reader.operand(leaf)
-        if found is None:
-            return [], "operand"
-        return found if (scaled := _scaled(found, reader)) is None else (scaled, "operand")
+        found = _operand(leaf, reader)
+        if isinstance(found, Leaf) and (scaled := _scaled(found, reader)) is not None:
+            found = scaled
+        return found if isinstance(found, Leaf) else (found, "operand")
 
     terms = [reader.resolve(term) for term in reader.expand(leaf, step)]
     for operand in (leaf for term in terms for leaf in notation.leaves(term.factors)):
@@ -119,11 +150,14 @@ def _score(leaf: Leaf, reader: Reader) -> list[Term]:
 
 
 def _scaled(leaf: Leaf, reader: Reader) -> list[Term] | None:
-    """An operand that is another one times a number, where that one is as fit to be an operand."""
+    """An operand that is another one times a number, where that one is as fit to be an operand.
+
+    A sealed value, which may be the root of another match, stays whole.
+    """
     value = leaf.value
     if not isinstance(value, Value) or value.op is None or value.op.name not in ("mul", "div", "neg"):
         return None
-    match reader.apply(leaf) if reader.rule(value) else None:
+    match _terms(reader, leaf) if reader.rule(value) and not reader.sealed(value) else None:
         case [Term(_, (Leaf(Value() as inner, _),), ())] as terms if reader.fitness(inner) >= reader.fitness(
             value
         ):
@@ -159,9 +193,11 @@ def _hoisted(term: Term) -> Term:
         scale = scores[0].coefficient if scores and scores[0].coefficient else notation.ONE
         scores = [replace(t, coefficient=t.coefficient / scale) for t in scores]
         coefficient *= scale
-        if len(scores) == 1 and scores[0].bound:
-            inside = tuple(f for f in scores[0].factors if set(f.axes) & set(scores[0].bound))
-            factors += [f for f in scores[0].factors if f not in inside]
-            scores = [replace(scores[0], factors=inside)]
+        if scores and scores[0].bound:
+            outside = [f for f in scores[0].factors if set(f.axes).isdisjoint(scores[0].bound)]
+            counts = {f: {s.factors.count(f) for s in scores} for f in outside}
+            outside = [f for f in outside if len(counts[f]) == 1]
+            scores = [replace(t, factors=tuple(f for f in t.factors if f not in outside)) for t in scores]
+            factors += outside
         factors.append(Func("", tuple(scores)))
     return replace(term, coefficient=coefficient, factors=tuple(factors))

@@ -66,6 +66,11 @@ def product(sizes: Sequence[Size]) -> Size:
     return result
 
 
+def known(size: Size, hints: Mapping[sympy.Symbol, int]) -> int:
+    """A size as a number: its value, where it is symbolic, for some values of the symbols."""
+    return size if isinstance(size, int) else int(size.subs(hints))
+
+
 ONE = Fraction(1)
 
 _serial = itertools.count()

@@ -31,7 +31,7 @@ from mhf_compile.build import Builder
 from mhf_compile.kernels.activations import ACTIVATIONS
 from mhf_compile.match import Match
 from mhf_compile.notation import Axis, Index, Size
-from mhf_compile.reasons import Refusal
+from mhf_compile.reasons import NO_ZEROS, Refusal
 from mhf_compile.record import record_function
 from mhf_compile.region import Region
 from mhf_compile.report import source_of
@@ -151,19 +151,25 @@ class _Replay:
         self.tensors[value] = result if RULES[value.op.name].kind == "move" else result % PRIME
         return self.tensors[value]
 
+    def _find(self, value: Value) -> Tensor | None:
+        """The tensor of a value, or of one computed like it that was read in its place, if one was."""
+        if value in self.waiting:
+            return self._made(value)
+        if value not in self.tensors:
+            twin = next((v for v in (*self.tensors, *self.waiting) if self.alike(v, value)), None)
+            if twin is None:
+                return None
+            self.tensors[value] = self._get(twin)
+        return self.tensors[value]
+
     def _get(self, argument: object) -> Tensor:
         if isinstance(argument, Value):
-            if argument not in self.tensors:  # something computed like it was read in its place
-                if argument in self.waiting:
-                    return self._made(argument)
-                twin = next((v for v in (*self.tensors, *self.waiting) if self.alike(v, argument)), None)
-                if twin is None:
-                    raise Refusal(f"the proof does not know {argument}")
-                self.tensors[argument] = self._get(twin)
-            return self.tensors[argument]
-        if isinstance(argument, (int, float)):
-            return torch.tensor(float(number(scalar(argument))), dtype=torch.float64)
-        raise Refusal(f"the proof cannot take {argument}")
+            found = self._find(argument)
+            if found is None:  # what was read of the other factor is zero
+                raise Refusal(f"{argument} is multiplied by zeros in it", argument, advice=NO_ZEROS)
+            return found
+        assert isinstance(argument, (int, float))
+        return torch.tensor(float(number(scalar(argument))), dtype=torch.float64)
 
     def _compute(self, op: Op, value: Value) -> Tensor:
         get, args, name, shape = self._get, op.args, op.name, self.shape(value)
@@ -262,13 +268,16 @@ class _Replay:
 
     def _scatter(self, op: Op, shape: tuple[int, ...]) -> Tensor:
         before, written, view, output = op.args
-        result = self.tensors[before].clone() if before in self.tensors else self._unread(shape)
+        whole, piece = self._find(before), self._find(written)
+        result = self._unread(shape) if whole is None else whole.clone()
+        if piece is None:  # nothing reads it
+            return result
         if view.name in ("permute", "t", "transpose"):
-            result.permute(permutation(view)).copy_(self._get(written))
+            result.permute(permutation(view)).copy_(piece)
         elif view.name in ("select", "slice", "split", "split_with_sizes", "unbind"):
-            _sliced(result, view, output, self.shape(written)).copy_(self._get(written))
+            _sliced(result, view, output, tuple(piece.shape)).copy_(piece)
         else:
-            result.view(self.shape(written)).copy_(self._get(written))
+            result.view(piece.shape).copy_(piece)
         return result
 
 
@@ -337,14 +346,11 @@ def _prove(match: Match) -> str:
     def length(index: Index, size: Size) -> int:
         if not any(axis in sizes for axis in index.axes):
             return extent(size)
-        if not index.covers(size):
-            raise Refusal("the proof does not know a size of the program with fewer tokens")
+        assert index.covers(size)  # or the axes would be among the parts, which keep their sizes
         return math.prod(sizes.get(axis, extent(axis.size)) for axis in index.axes)
 
     def shape(value: Value) -> tuple[int, ...]:
-        index = match.visited.get(value, leaf_index.get(value))
-        if index is None:
-            raise Refusal(f"the proof does not know the shape of {value}")
+        index = match.visited[value] if value in match.visited else leaf_index[value]
         return tuple(length(i, s) for i, s in zip(index, value.shape, strict=True))
 
     leaf_index = _leaf_indices(match)

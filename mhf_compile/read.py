@@ -150,6 +150,17 @@ class Reader:
                 self.visit(*path)
                 path.clear()
 
+    def number(self, leaf: Leaf) -> list[Term] | None:
+        """The number that an entry is, of a tensor that is filled with it."""
+        path: list[Leaf] = []
+        below = self._below(leaf, path)
+        assert isinstance(below, Leaf)
+        rule = self.rule(below.value) if isinstance(below.value, Value) else None
+        terms = self.apply(below) if rule is not None and rule.kind == "constant" else None
+        if terms is not None:
+            self.visit(*path, below)
+        return terms
+
     def _whole(self, terms: list[Term] | None) -> Leaf | None:
         """The entry of one tensor that pieces of it make up."""
         if terms is None or len(terms) < 2:

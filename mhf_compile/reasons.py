@@ -32,6 +32,7 @@ class Refusal(NoMatch):
 
 NO_GRAD = "put no_grad around all of it"
 NO_DROPOUT = "set the probability to 0, or move the dropout behind the product with the values"
+NO_ZEROS = "leave out what is multiplied by 0"
 """Advice for reasons that are found in several places."""
 
 RESULT = "result"
@@ -122,11 +123,9 @@ def other_factors(goal: Term, term: Term) -> NoMatch:
     if any(isinstance(f, notation.Delta) for f in term.factors):
         return NoMatch("it is only a part of a concatenation or of a buffer")
     ups, wanted = (sum(isinstance(f, Func) and not f.name for f in t.factors) for t in (term, goal))
-    if ups < wanted:
-        reason = "the activation is multiplied with no second product of the same shape (no up projection)"
-        return NoMatch(reason, progress=-1)
-    if ups > wanted:
-        return NoMatch(f"the activation is multiplied with {ups} tensors of its own shape", progress=-ups)
+    if ups != wanted:  # of one with too few, a pattern that wants none says more
+        reason = f"the activation is multiplied with {ups} tensors of its own shape"
+        return NoMatch(reason, progress=-max(1, ups))
     for function in functions:
         assert isinstance(function.argument, tuple)
         products = [t for t in function.argument if t.bound]

@@ -116,6 +116,8 @@ class _Interpreter:
         self.reuse = True
 
     def run(self, module: fx.GraphModule, inputs: Sequence[object], inside: str = "") -> object:
+        around = self.recorder.scope
+        inside = inside or (around.inside if around is not None else "")
         scope = Scope(module, {node: i for i, node in enumerate(module.graph.nodes)}, inside)
         self.tape.scopes.append(scope)
         outside = self.recorder.scope, self.recorder.node

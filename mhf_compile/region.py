@@ -7,9 +7,8 @@ or in modes that change inside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import sympy
 import torch
 
 from mhf_compile import notation
@@ -118,8 +117,6 @@ class Region:
         """Raise Refusal where the region cannot be left out."""
         root = self.match.root
         assert root.op is not None
-        if self.match.scope.inside:
-            raise Refusal(f"it is inside {self.match.scope.inside}", root)
         for leaf in self.match.leaves:
             for value in parts(leaf.value):
                 self._check_leaf(value, root)
@@ -182,13 +179,13 @@ class Region:
     def _check_repeats(self) -> None:
         """Raise Refusal where a weight would be repeated to more than the activation that is saved."""
         unification, hints = self.match.unification, self.match.hints
-        wide = math.prod(_number(unification.size(role), hints) for role in "btghef")
+        wide = math.prod(notation.known(unification.size(role), hints) for role in "btghef")
         for name in ("k", "u", "v"):
             operand = unification.operands.get(name)
             if operand is None:
                 continue
-            size = math.prod(_number(axis.size, hints) for dim in operand.dims for axis in dim)
-            own = math.prod(_number(axis.size, hints) for axis in set(operand.leaves[0].axes))
+            size = math.prod(notation.known(axis.size, hints) for dim in operand.dims for axis in dim)
+            own = math.prod(notation.known(axis.size, hints) for axis in set(operand.leaves[0].axes))
             if size - own > wide:
                 lacks = {axis for dim in operand.dims for axis in dim} - set(operand.leaves[0].axes)
                 others = ((n, o) for n, o in unification.operands.items() if n != "q")
@@ -213,8 +210,7 @@ class Region:
         return True
 
     def _check_leaf(self, value: Value, root: Value) -> None:
-        if not value.plain:
-            raise Refusal(f"{value} is a tensor subclass", value)
+        assert value.plain  # no rule reads what a subclass is an argument of
         scope = self.match.scope
         if not value.handle.nodes_in(scope) and not self.tape.is_at_hand(value, scope, root.time):
             siblings = self.tape.issued.get(value.op.node, ()) if value.op and value.op.node else ()
@@ -243,10 +239,6 @@ class Region:
             and first.op is not None
             and (first.op in self.ops or first.op.name in _CREATION)
         )
-
-
-def _number(size: notation.Size, hints: Mapping[sympy.Symbol, int]) -> int:
-    return size if isinstance(size, int) else int(size.subs(hints))
 
 
 _KEEPS_RESULT = ("sigmoid", "exp", "reciprocal", "tanh", "relu")

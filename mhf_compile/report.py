@@ -127,8 +127,8 @@ class Report:
 def headline(report: Report) -> str:
     """The result in one sentence."""
     total = len(report.rewrites) + len(report.misses)
-    if not total:
-        return "no feed-forward found"
+    if not total:  # a note says why nothing was looked for
+        return "no feed-forward rewritten" if report.notes else "no feed-forward found"
     saved = total_bytes(report.rewrites)
     return f"{len(report.rewrites)} of {total} feed-forwards rewritten, each to one fused call" + (
         f"; {saved} less kept for the backward" if saved else ""

@@ -138,7 +138,10 @@ class Surgeon:
             node = max(nodes, key=lambda n: scope.order.get(n, -1))
             nodes.remove(node)
             ops = self.tape.issued.get(node, ())
-            harmless = all(op in region.ops or (op.writes is None and not op.random) for op in ops)
+            # What is written of operands, such as rows of a buffer, something else may read.
+            harmless = all(
+                not op.random if op.writes is None else region.own.issuperset(op.outputs) for op in ops
+            )
             if node.op not in ("placeholder", "output") and not node.users and harmless:
                 computed = [n for n in node.all_input_nodes if self.tape.issued.get(n)]
                 scope.module.graph.erase_node(node)

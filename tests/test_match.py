@@ -41,6 +41,9 @@ SHAPES = {
     "per_head_out": (H, D),
     "mixed": (H, D, D),
     "heads": (2 * H, F, D),
+    "route": (E, D),
+    "flat": (3 * H * F * D,),
+    "groups": (H * E * F, D),
 }
 
 
@@ -103,6 +106,46 @@ def weights_in_two_places(q, k, u, v, r):
     return full(q, k, u, v, r.sigmoid()) * r.mean(-1, keepdim=True)
 
 
+def scores_of(q, k, u):
+    return (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+
+
+def sigmoid_gate_and_sigmoid_weights(q, k, u, v, r):
+    gate, up = scores_of(q, k, u)
+    return torch.einsum("bthe,bthef,hefo->btho", r.sigmoid(), gate.sigmoid() * up, v)
+
+
+def sigmoid_gate_and_results_weighted_with_a_sigmoid(q, k, u, v, r):
+    gate, up = scores_of(q, k, u)
+    return (r.sigmoid()[..., None] * torch.einsum("bthef,hefo->btheo", gate.sigmoid() * up, v)).sum(3)
+
+
+def sigmoid_gate_and_two_weights_with_a_sigmoid(q, k, u, v, r, per_head):
+    gate, up = scores_of(q, k, u)
+    hidden = per_head.sigmoid()[..., None] * gate.sigmoid() * (up * r.sigmoid()[..., None])
+    return torch.einsum("bthef,hefo->btho", hidden, v)
+
+
+def sigmoids_in_a_loop(q, k, u, v, r):
+    out = 0
+    for e in range(E):
+        gate, up = scores(q, k[:, e]), scores(q, u[:, e])
+        out = out + r[..., e, None].sigmoid() * torch.einsum("bthf,hfo->btho", gate.sigmoid() * up, v[:, e])
+    return out
+
+
+def weights_with_a_bias_on_the_up_projection(q, k, u, v, route, per_subnetwork):
+    gate, up = scores_of(q, k, u)
+    hidden = silu(gate) * (up * linear(q, route, per_subnetwork)[..., None])
+    return torch.einsum("bthef,hefo->btho", hidden, v)
+
+
+def weights_on_an_up_projection_with_a_bias(q, k, u, v, route, wide):
+    gate, up = scores_of(q, k, u)
+    up = (up + wide[:, None]) * linear(q, route)[..., None]
+    return torch.einsum("bthef,hefo->btho", silu(gate) * up, v)
+
+
 def mean_of_subnetworks(q, k, u, v):
     hidden = silu(torch.einsum("bthd,hefd->bthef", q, k)) * torch.einsum("bthd,hefd->bthef", q, u)
     return torch.einsum("bthef,hefo->btheo", hidden, v).mean(3)
@@ -122,6 +165,30 @@ def loop(order: Sequence[int]) -> Program:
 
 
 # -- heads --------------------------------------------------------------------------------------------------
+
+
+def heads_of_a_flat_parameter(q, flat):
+    """The last head's step runs past the end."""
+    v, pairs = flat[: H * F * D].view(H, F, D), flat[H * F * D :].view(H, 2 * F, D)
+    return torch.stack([one_head(q[:, :, h], *pairs[h].chunk(2), v[h]) for h in range(H)], 2)
+
+
+def every_second_row_of_a_flat_parameter(q, flat):
+    v, pairs = flat[: H * F * D].view(H, F, D), flat[H * F * D :].view(H, 2 * F, D)
+    return gated(q, pairs[:, ::2], pairs[:, 1::2], v)
+
+
+def one_head(q, k, u, v):
+    return (silu(linear(q, k)) * linear(q, u)) @ v
+
+
+def groups_in_loops_over_heads_and_sub_networks(q_wide, groups):
+    weights = groups.view(H, E, F, D)
+    heads = []
+    for h in range(GROUP * H):
+        own = weights[h // GROUP]
+        heads.append(sum(one_head(q_wide[:, :, h], own[e], own[e], own[e]) for e in range(E)))
+    return torch.stack(heads, 2)
 
 
 def grouped_by_expand(q_wide, k1, u1, v1):
@@ -279,6 +346,15 @@ RIGHT: list[tuple[Program, str]] = [
     (learned_weights, "q k u v per_head"),
     (learned_weights_of_subnetworks, "q k u v per_subnetwork"),
     (weights_in_two_places, "q k u v r"),
+    (sigmoid_gate_and_sigmoid_weights, "q k u v r"),
+    (sigmoid_gate_and_results_weighted_with_a_sigmoid, "q k u v r"),
+    (sigmoid_gate_and_two_weights_with_a_sigmoid, "q k u v r per_head"),
+    (sigmoids_in_a_loop, "q k u v r"),
+    (weights_with_a_bias_on_the_up_projection, "q k u v route per_subnetwork"),
+    (weights_on_an_up_projection_with_a_bias, "q k u v route wide"),
+    (heads_of_a_flat_parameter, "q flat"),
+    (every_second_row_of_a_flat_parameter, "q flat"),
+    (groups_in_loops_over_heads_and_sub_networks, "q_wide groups"),
     (mean_of_subnetworks, "q k u v"),
     (grouped_by_expand, "q_wide k1 u1 v1"),
     (grouped_by_repeat_interleave, "q_wide k1 u1 v1"),
@@ -314,6 +390,84 @@ def test_a_gated_and_an_ungated_one_in_turn() -> None:
     (report,) = found.reports
     assert [rewrite.pattern for rewrite in report.rewrites] == ["flash_mhf", "ungated_mhf"]
     assert (report.misses, found.calls) == ((), 2)
+    found.check_error()
+
+
+def scaled(x):
+    return 3 * x
+
+
+def negative(x):
+    return -x
+
+
+def scaled_down(x):
+    return x / 3
+
+
+@pytest.mark.parametrize("after", [scaled, negative, scaled_down, lambda x: scaled(negative(x))])
+@pytest.mark.parametrize("function", [silu, torch.sigmoid])
+def test_what_is_scaled_is_read_by_the_next(after: Callable, function: Callable) -> None:
+    """The next one's input is the whole result of the first."""
+
+    def program(q, k1, u1, v1):
+        for _ in range(2):
+            q = after(torch.einsum("bthf,hfo->btho", function(scores(q, k1)) * scores(q, u1), v1))
+        return q
+
+    found = compare(program, tensors("q k1 u1 v1"), options={"flashmhf.inner": "eager"})
+    (report,) = found.reports
+    assert (len(report.rewrites), report.misses, found.calls) == (2, (), 2), str(report)
+    found.check_error()
+
+
+def test_what_is_scaled_for_the_gate_only() -> None:
+    def program(q, k1, u1, v1):
+        q = gated(q, k1, u1, v1)
+        return torch.einsum("bthf,hfo->btho", silu(scores(2 * q, k1)) * scores(q, u1), v1)
+
+    found = compare(program, tensors("q k1 u1 v1"), options={"flashmhf.inner": "eager"})
+    (report,) = found.reports
+    assert (len(report.rewrites), report.misses, found.calls) == (2, (), 2), str(report)
+    found.check_error()
+
+
+def test_products_of_two_feed_forwards() -> None:
+    """Of each, the other is no operand: it has an axis of its own."""
+
+    def program(q, k1, u1, v1):
+        return gated(q, k1, u1, v1) * gated(q, u1, k1, v1)
+
+    found = compare(program, tensors("q k1 u1 v1"), options={"flashmhf.inner": "eager"})
+    (report,) = found.reports
+    assert (len(report.rewrites), report.misses, found.calls) == (2, (), 2), str(report)
+    found.check_error()
+
+
+def test_halves_of_a_result_that_are_multiplied_are_of_one() -> None:
+    """Heads that are put side by side stay together."""
+
+    def program(q, k1, u1, v1):
+        heads = [one_head(q[:, :, h], k1[h], u1[h], v1[h]) for h in range(H)]
+        first, *others = torch.stack(heads, 2).unbind(2)
+        return first * others[0] + others[1]
+
+    check(program, tensors("q k1 u1 v1"))
+
+
+@pytest.mark.parametrize("function", [silu, relu])
+def test_weights_that_are_activations_too(function: Callable) -> None:
+    """The router's relu is in the report, with what it is."""
+
+    def program(q, k, u, v, r):
+        gate, up = scores_of(q, k, u)
+        return torch.einsum("bthe,bthef,hefo->btho", relu(r), function(gate) * up, v)
+
+    found = compare(program, tensors("q k u v r"), options={"flashmhf.inner": "eager"})
+    (report,) = found.reports
+    assert (len(report.rewrites), found.calls) == (1, 1), str(report)
+    (miss,) = report.misses
+    assert "an operand of another feed-forward" in miss.reason
     found.check_error()
 
 

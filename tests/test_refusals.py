@@ -168,10 +168,6 @@ def operand_written_before_the_backward(q, k, u, v):
     return out
 
 
-def empty_width(q, k, u, v):
-    return right(q, k[:, :0], u[:, :0], v[:, :0])
-
-
 def used_through_a_mask(q, k, u, v):
     hidden = silu(scores(q, k)) * scores(q, u)
     return down(hidden, v), hidden[hidden > 0]
@@ -186,7 +182,6 @@ def unknown_activation_without_a_gate(q, k, u, v):
 
 
 REFUSALS = [
-    (empty_width, "an axis of size 0"),
     (used_through_a_mask, "the intermediate hidden is"),
     (activation_returned, "is returned as well"),
     (activation_used_elsewhere, "is used elsewhere as well, by mean"),
@@ -208,7 +203,7 @@ REFUSALS = [
     (gate_clamped, "the argument of silu is the result of clamp"),
     (scaled_per_channel, "a factor for each channel"),
     (heads_rolled_before_v, "roll"),
-    (two_activations_multiplied, "which has an activation in it"),
+    (two_activations_multiplied, "the up projection is the result of silu, not one product"),
     (unknown_activation, "the activation is tanh(x), none that the op knows"),
     (unknown_activation_without_a_gate, "the activation is clamp(0)(x), none that the op knows"),
 ]
