@@ -4,11 +4,14 @@
 #   make demo ARGS="--layers 2"        with options (ARGS=--help lists them)
 #   make test                          the whole test suite
 #   make test ARGS="-k notation -x"    a part of it
+#   make test JOBS=8                   in more processes than two
+#   make fuzz ARGS="--minutes 30"      the suite's properties, of fresh examples; --hours for longer
 #   make lint | types | bench | clean
 #
 # PYTHON lists the interpreters to try for a new .venv. TORCH is what pip installs first: name another build here,
 # CPU-only or for your CUDA, e.g. TORCH="torch==2.13.0 --index-url <one of PyTorch's wheel indexes>".
 
+JOBS ?= 2
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11 python3.10 python
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 
@@ -17,13 +20,16 @@ READY := .venv/ready
 BENCH_READY := .venv/bench-ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test fuzz lint types bench clean
 
 demo: $(READY)
 	$(BIN)/python -m mhf_compile demo $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -26,6 +26,22 @@ def at(point: str, change: str) -> tuple[tuple[str, str], ...]:
     return ((point, change),)
 
 
+FUNCTIONS = {
+    **{name: f"nn.functional.{name}({{x}})" for name in ("celu", "elu", "leaky_relu", "mish", "softplus")},
+    **{name: f"nn.functional.{name}({{x}})" for name in ("hardsigmoid", "hardswish", "hardtanh")},
+    **{name: f"torch.{name}({{x}})" for name in ("cos", "erfc", "exp", "sin", "tanh")},
+    "threshold": "nn.functional.threshold({x}, 0.1, 0.0)",
+    "clamp": "{x}.clamp(-0.5, 0.5)",
+    "clamp_min": "{x}.clamp_min(-0.5)",
+    "clamp_max": "{x}.clamp_max(0.5)",
+    "abs": "{x}.abs()",
+    "log": "torch.log({x}.abs() + 0.5)",
+    "sqrt": "torch.sqrt({x}.abs() + 0.5)",
+    "rsqrt": "torch.rsqrt({x}.abs() + 0.5)",
+    "reciprocal": "torch.reciprocal({x}.abs() + 0.5)",
+}
+"""Functions of one number that the reader knows, and that are no activations of the op."""
+
 MUTANTS = [
     # Axes: a neighbour's entry, or a sum in the place of an entry.
     Mutant("gate of the token before", "axis", at("gate", "{x}.roll(1, {t})")),
@@ -50,8 +66,7 @@ MUTANTS = [
     Mutant("a scale less", "sign", at("y", "{x} / 3"), still=True),
     Mutant("a scale of the gate", "sign", at("gate", "{x} * 1.25"), still=True),
     # Another activation.
-    Mutant("gate through tanh", "activation", at("gate", "torch.tanh({x})")),
-    Mutant("gate is clamped", "activation", at("gate", "{x}.clamp(-0.5, 0.5)")),
+    *(Mutant(f"gate through {name}", "activation", at("gate", text)) for name, text in FUNCTIONS.items()),
     Mutant("hidden is activated again", "activation", at("hidden", "relu({x})")),
     Mutant("up is activated", "activation", at("up", "silu({x})")),
     Mutant("hidden is rounded", "activation", at("hidden", "{x}.round()")),

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, find, given, settings
+from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
 from mhf_compile.patterns.flash_mhf import formula
 from mhf_compile.patterns.ungated_mhf import formula as ungated
 from tests.comparison import LONGEST_SUM
+from tests.fuzz.property import SUITE
 from tests.mutants import MUTANTS, Mutant
 from tests.strategies import choices
 from tests.strategies.choices import Spec, Writing
@@ -22,9 +23,7 @@ from tests.strategies.draw import Program, mutants, programs
 from tests.strategies.render import render
 from tests.strategies.running import check_equal, load, outcome, quiet
 
-BOUNDED = settings(
-    derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck), max_examples=150
-)
+BOUNDED = settings(SUITE, max_examples=150)
 
 
 def drawn(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
@@ -80,7 +79,9 @@ def test_a_program_has_what_it_claims(program: Program) -> None:
     for letter in "he":
         assert (f"for {letter} in range(" in text) == (letter in writing.loops)
     verbs = (writing.verb_gate, writing.verb_down, *([writing.verb_up] * (spec.gated and not writing.fused)))
-    signs = {"einsum": "torch.einsum(", "bmm": "torch.bmm(", "vmap": "torch.vmap(", "linear": "linear("}
+    signs = {"einsum": "torch.einsum(", "vmap": "torch.vmap(", "convolution": "conv1d("}
+    signs |= {verb: f"torch.{verb}(" for verb in ("bmm", "addmm", "baddbmm")}
+    signs["linear"] = " self." if writing.storage == "linear" else "linear("
     signs |= {"matmul": " @ ", "einops": "einops.einsum(", "mul_sum": ").sum((", "tensordot": "tensordot("}
     routed = spec.routed and writing.routing == "einsum"
     for verb in verbs[: 1 if routed else None]:

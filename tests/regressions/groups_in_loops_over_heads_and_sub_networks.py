@@ -4,8 +4,10 @@ import torch
 from torch import nn
 from torch.nn.functional import silu
 
-CALLS = 1
-GAP = "four calls, one for each head; with parameters of the shape of the views it is one"
+from tests.strategies.choices import Claims
+
+PROPERTY = "each_feed_forward_is_one_call"
+CLAIMS = Claims(layers=1)
 
 
 class FeedForward(nn.Module):

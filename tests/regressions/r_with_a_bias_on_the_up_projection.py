@@ -4,8 +4,10 @@ import torch
 from torch import nn
 from torch.nn.functional import silu
 
-CALLS = 1
-GAP = "r is a sum, and read into the up projection: a sum of 2 products"
+from tests.strategies.choices import Claims
+
+PROPERTY = "each_feed_forward_is_one_call"
+CLAIMS = Claims(layers=1)
 
 
 class FeedForward(nn.Module):

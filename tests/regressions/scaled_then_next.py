@@ -4,8 +4,10 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, silu
 
-CALLS = 2
-GAP = "the second reads what is not scaled yet: an operand is inside another match"
+from tests.strategies.choices import Claims
+
+PROPERTY = "each_feed_forward_is_one_call"
+CLAIMS = Claims(layers=2)
 
 
 class FeedForward(nn.Module):

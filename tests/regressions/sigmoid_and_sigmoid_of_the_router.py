@@ -3,8 +3,10 @@
 import torch
 from torch import nn
 
-CALLS = 1
-GAP = "of two sigmoids it is not known which is the activation; the report does not say so"
+from tests.strategies.choices import Claims
+
+PROPERTY = "each_feed_forward_is_one_call"
+CLAIMS = Claims(layers=1)
 
 
 class FeedForward(nn.Module):

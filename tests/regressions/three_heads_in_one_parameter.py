@@ -4,8 +4,10 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, silu
 
-CALLS = 1
-GAP = "three calls; with two or four heads, or the values in a parameter of their own, it is one"
+from tests.strategies.choices import Claims
+
+PROPERTY = "each_feed_forward_is_one_call"
+CLAIMS = Claims(layers=1)
 
 
 class FeedForward(nn.Module):

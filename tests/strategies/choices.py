@@ -9,14 +9,22 @@ LETTERS = "bthgefdo"
 
 ACTIVATIONS = {
     "silu": ("silu({x})", "{x} * torch.sigmoid({x})", "{x} / (1 + torch.exp(-{x}))"),
-    "gelu": ("gelu({x})", "0.5 * {x} * (1 + torch.erf({x} / 2**0.5))"),
+    "gelu": (
+        "gelu({x})",
+        "0.5 * {x} * (1 + torch.erf({x} / 2**0.5))",
+        "0.5 * {x} * torch.erfc(-{x} / 2**0.5)",
+    ),
     "gelu_tanh": (
         'gelu({x}, approximate="tanh")',
-        "0.5 * {x} * (1 + torch.tanh((2 / torch.pi) ** 0.5 * ({x} + 0.044715 * {x} ** 3)))",
+        "0.5 * {x} * (1 + torch.tanh(0.7978845608028654 * ({x} + 0.044715 * {x} ** 3)))",
     ),
     "relu": ("relu({x})", "torch.relu({x})"),
     "relu_squared": ("relu({x}).square()", "relu({x}) ** 2"),
-    "sigmoid": ("torch.sigmoid({x})", "1 / (1 + torch.exp(-{x}))"),
+    "sigmoid": (
+        "torch.sigmoid({x})",
+        "1 / (1 + torch.exp(-{x}))",
+        "glu(torch.cat([torch.ones_like({x}), {x}], -1), -1)",
+    ),
 }
 """Activations that the op knows, each in its spellings. Not the identity: what has no activation is read only
 where gate and up are products without loops."""
@@ -28,10 +36,14 @@ VERBS = {
     "einops": "",
     "mul_sum": "",
     "vmap": "",
+    "baddbmm": "",
+    "convolution": "",
     "linear": "hge",
     "tensordot": "hge",
+    "addmm": "hge",
 }
-"""The ways to write a product of two tensors, and which axes they cannot have in both and in the result."""
+"""The ways to write a product of two tensors, and which axes they cannot have in both and in the result. A
+linear is a module's where the weight is."""
 
 STORAGES = ("stacked", "list", "flat", "slice", "linear")
 """A parameter for each weight; a ParameterList; one flat parameter for all; a part of a larger parameter;
@@ -59,9 +71,11 @@ FLOWS = {
     "residual": ("x + {a}", 1),
     "norm": ("x + {a_of_norm}", 1),
     "projected": ("linear({a}, self.w_out)", 1),
+    "biased": ("{a} + self.bias_out", 1),
     "summed": ("{a} + {b}", 1),
     "parallel": ("{a}, {b}", 2),
     "sequence": ("{b_of_a}", 2),
+    "broken": ("{b_of_broken_a}", 2),
     "again": ("{a_of_a}", 2),
     "same_weights": ("{a}, {a_of_norm}", 2),
 }
@@ -82,6 +96,16 @@ DETOURS = {
     "wide": "{x}.to(wide).to({x}.dtype)",
     "negative": "-(-{x})",
     "slice": "{x}[:, :{x}.shape[1]]",
+    "repeat": "{x}.repeat(*[1] * {x}.dim())",
+    "split": "torch.cat({x}.split([1, {x}.shape[1] - 1], 1), 1)",
+    "subtracted": "-(0 - {x})",
+    "multiplied": "{x} * torch.ones(1, dtype={x}.dtype)",
+    "multiplied_by_full": "{x} * torch.full((1,), 1.0, dtype={x}.dtype)",
+    "multiplied_by_filled": "{x} * torch.full_like({x}, 1.0)",
+    "multiplied_by_new": "{x} * {x}.new_ones(1) * {x}.new_full((1,), 1.0)",
+    "added": "{x} + torch.zeros(1, dtype={x}.dtype)",
+    "added_zeroed": "{x} + torch.empty_like({x}).zero_()",
+    "multiplied_and_added": "torch.addcmul(torch.zeros_like({x}), {x}, torch.ones_like({x}))",
 }
 """Ways to write a value that change nothing."""
 
@@ -145,3 +169,24 @@ class Writing:
     """Points and the expressions there, with {x} for the value, and {h} for the number of its dimension h."""
     flow: str = "one"
     mode: str = ""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What is so of a program, whatever its text is.
+
+    Attributes:
+        layers: how many fused calls its forward is, where all of it is rewritten.
+        spec: what each feed-forward computes; None where nobody says.
+        together: of how many feed-forwards one call has the sub-networks.
+        checkpointed: whether all of it runs again in the backward.
+        rounds: the dtype that it rounds to on the way.
+        mutant: whether it is another function than the formula, or of other operands.
+    """
+
+    layers: int
+    spec: Spec | None = None
+    together: int = 1
+    checkpointed: bool = False
+    rounds: str = "float64"
+    mutant: bool = False

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.mutants import MUTANTS, Mutant
 from tests.strategies import choices
-from tests.strategies.choices import LETTERS, Spec, Writing
+from tests.strategies.choices import LETTERS, Claims, Spec, Writing
 from tests.strategies.render import render
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -36,15 +36,24 @@ class Program:
         return self.mutant.changes if self.mutant else ()
 
     @property
-    def layers(self) -> int:
-        """How many fused calls its forward is, where all is rewritten."""
-        apart = self.writing.flow == "summed" and self.writing.mode in ("checkpoint", "function")
-        return choices.FLOWS[self.writing.flow][1] + apart
+    def claims(self) -> Claims:
+        """What is so of it."""
+        writing = self.writing
+        apart = writing.mode in ("checkpoint", "function")  # then a sum of two is two calls
+        summed = writing.flow == "summed"
+        return Claims(
+            layers=choices.FLOWS[writing.flow][1] + (summed and apart),
+            spec=self.spec,
+            together=2 if summed and not apart else 1,
+            checkpointed=writing.mode == "checkpoint",
+            rounds="bfloat16" if writing.mode == "autocast" else self.spec.dtype,
+            mutant=self.mutant is not None,
+        )
 
     @property
-    def calls(self) -> int:
-        """How many its forward and backward are: what is checkpointed runs again."""
-        return self.layers * (2 if self.writing.mode == "checkpoint" else 1)
+    def source(self) -> str:
+        """The text of a module that has the program and what is so of it."""
+        return f"from tests.strategies.choices import Claims, Spec\n\nCLAIMS = {self.claims}\n\n\n{self.text}"
 
     def __repr__(self) -> str:
         what = f"# mutant: {self.mutant.name}\n" if self.mutant else ""
@@ -57,8 +66,6 @@ def specs(draw: Draw, **given: Any) -> Spec:
     gated = draw(st.sampled_from([True, True, False]))
     networks = draw(st.sampled_from([1, 2, 3]))
     routed = draw(st.booleans()) if networks > 1 else False
-    # A known gap: a sigmoid is left alone silently where it is not known for the activation, as with r.
-    activations = [name for name in choices.ACTIVATIONS if not routed or name != "sigmoid"]
     head_dim = draw(st.sampled_from([2, 3, 4]))
     return Spec(
         **{
@@ -73,7 +80,7 @@ def specs(draw: Draw, **given: Any) -> Spec:
             "routed": routed,
             "gate_bias": draw(st.booleans()),
             "up_bias": draw(st.booleans()) if gated else False,
-            "activation": draw(st.sampled_from(activations)),
+            "activation": draw(st.sampled_from(list(choices.ACTIVATIONS))),
             "gate_scale": draw(st.sampled_from([1.0, 0.5])),
             "scale": draw(st.sampled_from([1.0, 3.0])),
             **given,
@@ -87,7 +94,7 @@ def layouts() -> st.SearchStrategy[str]:
 
 
 @st.composite
-def writings(draw: Draw, spec: Spec, detours: int = 2, **given: Any) -> Writing:
+def writings(draw: Draw, spec: Spec, detours: int = 4, **given: Any) -> Writing:
     """How it is written."""
 
     def pick(options: Sequence[Any]) -> Any:
@@ -100,34 +107,23 @@ def writings(draw: Draw, spec: Spec, detours: int = 2, **given: Any) -> Writing:
         looped = [n for n in looped if "h" in n]
     loops = pick([n for n in looped if heads > 1 or "h" not in n])
     batched = heads > 1 and "h" not in loops
-    # A known gap: r is no factor of the up projection where either is a sum, of a product and a bias.
-    router = pick(choices.ROUTERS)
-    with_up = spec.gated and not spec.up_bias and router != "linear"
-    routings = [r for r in choices.ROUTINGS if with_up or r != "up"]
+    routings = [r for r in choices.ROUTINGS if spec.gated or r != "up"]
     routing = pick(routings) if spec.routed else "hidden"
     routed_apart = spec.routed and routing == "result" and "e" not in loops
     verbs = [verb for verb, no in choices.VERBS.items() if not (no and batched)]
     down = [verb for verb, no in choices.VERBS.items() if not (no and (batched or routed_apart))]
     fused = pick(choices.FUSED) if spec.gated else ""
-    # Known gaps, of weights that are views of a parameter: in loops over heads that share them, and in a loop
-    # of three heads with one product for gate and up, there are several calls; every second row of the last
-    # weight is no view.
-    grouped = grouping != "unflatten" and spec.heads > 1 and len(loops) == 2
-    gaps = {"flat": grouped or fused in ("product", "interleaved"), "linear": grouped}
-    storages = [storage for storage in choices.STORAGES if not gaps.get(storage)]
-    chained = ("sequence", "again")  # a known gap: what is scaled is no operand of the next feed-forward
-    flows = [
-        flow
-        for flow in choices.FLOWS
-        if (spec.out_dim == spec.head_dim or flow not in ("residual", "norm", *chained))
-        and (spec.scale == 1 or flow not in chained)
-    ]
+    chained = ("residual", "norm", "sequence", "broken", "again")  # as many channels come out as go in
+    flows = [flow for flow in choices.FLOWS if spec.out_dim == spec.head_dim or flow not in chained]
     points = [
         point
         for point in choices.POINTS
         if (spec.gated or point not in ("u", "up")) and (spec.routed or point != "r")
     ]
-    detour = st.tuples(st.sampled_from(points), st.sampled_from(list(choices.DETOURS.values())))
+    detour = st.tuples(st.sampled_from(points), st.sampled_from(list(choices.DETOURS.values()))).filter(
+        # A known gap: what is zeroed in place is not known to be computed alike.
+        lambda at: "zero_()" not in at[1] or at[0] not in ("q", "k", "u", "v", "r")
+    )
     return Writing(
         **{
             "loops": loops,
@@ -142,15 +138,16 @@ def writings(draw: Draw, spec: Spec, detours: int = 2, **given: Any) -> Writing:
             "verb_up": pick(verbs),
             "verb_down": pick(down),
             "spelling": pick(range(len(choices.ACTIVATIONS[spec.activation]))),
-            "storage": pick(storages),
+            "storage": pick(choices.STORAGES),
             "fused": fused,
             "grouping": grouping,
             "routing": routing,
-            "router": router,
+            "router": pick(choices.ROUTERS),
             "heads_collected": pick(choices.HEADS_COLLECTED),
             "networks_collected": pick(choices.NETWORKS_COLLECTED),
             "up_first": draw(st.booleans()),
-            "in_place": draw(st.booleans()) if fused in ("", "weight") else False,
+            # Drawn in any case: what needs fewer draws would count as simpler.
+            "in_place": draw(st.booleans()) and fused in ("", "weight"),
             "detours": tuple(draw(st.lists(detour, max_size=detours))),
             "flow": pick(flows),
             "mode": pick(choices.MODES),

@@ -16,12 +16,14 @@ class Value:
     """An expression that another can be made of by a dot or a bracket, and the letters of its dimensions.
 
     Of a list, the first letter counts its entries. Where ``shared``, as many heads as that use one entry.
+    Where ``module``, it is all of the weight of that module.
     """
 
     text: str
     letters: str
     listed: bool = False
     shared: int = 1
+    module: str = ""
 
     def at(self, letter: str) -> Value:
         """The part in a turn of a loop, of which the letter is the variable."""
@@ -96,6 +98,8 @@ def product(verb: str, a: Value, b: Value, to: str, size: Sizes) -> Value:
         everything = to + inner
         dims = ", ".join(str(-1 - i) for i in range(len(inner)))
         return Value(f"({a.aligned(everything)} * {b.aligned(everything)}).sum(({dims},))", to)
+    if verb == "linear" and b.module and inner == b.letters[-1]:
+        return shaped(f"{b.module}({a.grouped([*rows, inner], size)})", [*rows, columns])
     if verb == "linear":
         assert not batch
         text = f"linear({a.grouped([*rows, inner], size)}, {b.grouped([columns, inner], size)})"
@@ -112,10 +116,18 @@ def product(verb: str, a: Value, b: Value, to: str, size: Sizes) -> Value:
         dims_in = f"({a.letters.index(letter)}, {b.letters.index(letter)})"
         mapped = f"torch.vmap(lambda x, y: {body}, {dims_in}, {to.index(letter)})"
         return Value(f"{mapped}({a.text}, {b.text})", to)
-    flat = [batch] if verb == "bmm" else [*batch]
+    if verb == "convolution":
+        first, rest = rows[:1], rows[1:]
+        left, right = a.grouped([first, batch + inner, rest], size), b.grouped([batch + columns, inner], size)
+        groups = f", groups={size(batch)}" if batch else ""
+        return shaped(f"conv1d({left}, {right}.unsqueeze(-1){groups})", [first, batch + columns, rest])
+    verb = "matmul" if verb == "vmap" else verb  # without a batch
+    flat = [*batch] if verb == "matmul" else [batch] if verb in ("bmm", "baddbmm") else []
     left, right = a.grouped([*flat, rows, inner], size), b.grouped([*flat, inner, columns], size)
-    text = f"torch.bmm({left}, {right})" if verb == "bmm" else f"({left} @ {right})"
-    return shaped(text, [*flat, rows, columns])
+    if verb == "matmul":
+        return shaped(f"({left} @ {right})", [*flat, rows, columns])
+    added = f"{left}.new_zeros(1), " if verb in ("addmm", "baddbmm") else ""
+    return shaped(f"torch.{verb}({added}{left}, {right})", [*flat, rows, columns])
 
 
 # -- the feed-forward ---------------------------------------------------------------------------------------
@@ -164,7 +176,7 @@ class Renderer:
         """A value with a name, changed as there are changes at it: at the point of its name, or another."""
         if value.text != name:
             self.forward(f"{name} = {value.text}")
-        value = replace(value, text=name)
+        value = replace(value, text=name, module="")
         for point, change in self.changes:
             if point != (at or name) or len(value.letters) < 2:
                 continue
@@ -204,7 +216,8 @@ class Renderer:
             rows, columns = math.prod(numbers[:-1]), numbers[-1]
             init(f"self.{name} = nn.Linear({columns}, {rows}, bias=False)")
             text = f"self.{name}.weight"
-            return Value(text if len(letters) == 2 else f"{text}.view({bare.shape(letters)})", letters)
+            viewed = text if len(letters) == 2 else f"{text}.view({bare.shape(letters)})"
+            return Value(viewed, letters, module=f"self.{name}")
         if storage == "slice":
             larger = ", ".join(map(str, [*numbers[:-1], numbers[-1] + 3]))
             init(f"self.{name} = nn.Parameter(torch.randn({larger}) {scaled})")
@@ -225,10 +238,10 @@ class Renderer:
         value = value.whole()
         dim = value.letters.index("h")
         if grouping == "repeat":
-            return replace(value, text=f"{value.text}.repeat_interleave({group}, {dim})")
+            return replace(value, text=f"{value.text}.repeat_interleave({group}, {dim})", module="")
         sizes = ", ".join(["-1"] * (dim + 1) + [str(group)] + ["-1"] * (len(value.letters) - dim - 1))
         expanded = f"{value.text}.unsqueeze({dim + 1}).expand({sizes}).flatten({dim}, {dim + 1})"
-        return replace(value, text=expanded)
+        return replace(value, text=expanded, module="")
 
     def weights(self) -> dict[str, Value]:
         """All weights and biases."""
@@ -257,7 +270,9 @@ class Renderer:
             self.forward(f"keys, ups = {both.text}.chunk(2, {dim})")
             names = {"k": "keys", "u": "ups"}
             letters = both.letters.replace("p", "f")
-            found |= {name: replace(both, text=whole, letters=letters) for name, whole in names.items()}
+            found |= {
+                name: replace(both, text=whole, letters=letters, module="") for name, whole in names.items()
+            }
         for name, whole in (("k", "keys"), ("u", "ups"), ("v", "values")):
             if name in found and not found[name].listed and self.changed(name):
                 found[name] = self.let(whole, found[name], name)
@@ -453,12 +468,19 @@ HEAD = """\
 import einops
 import torch
 from torch import nn
-from torch.nn.functional import gelu, layer_norm, linear, relu, silu
+from torch.nn.functional import conv1d, gelu, glu, layer_norm, linear, relu, silu
 from torch.utils.checkpoint import checkpoint
 
 dtype = torch.{dtype}
 wide = torch.promote_types(dtype, torch.float32)
 """
+
+BROKEN = '''\
+def broken(x):
+    """A value behind a graph break."""
+    torch._dynamo.graph_break()
+    return x
+'''
 
 SCALED = '''\
 class Scaled(torch.autograd.Function):
@@ -501,6 +523,8 @@ def render(
         made("self.b = FeedForward()")
     if "w_out" in flow:
         made(f"self.w_out = nn.Parameter(torch.randn(4, {results}))")
+    if "bias_out" in flow:
+        made(f"self.bias_out = nn.Parameter(torch.randn({results}))")
 
     def call(ffn: str, x: str) -> str:
         if writing.mode == "checkpoint":
@@ -515,7 +539,8 @@ def render(
         lines.depth += 1
     a = call("a", "x")
     norm = call("a", f"layer_norm(x, ({channels},))")
-    result = flow.format(a=a, b=call("b", "x"), a_of_norm=norm, b_of_a=call("b", a), a_of_a=call("a", a))
+    chained = {"b_of_a": call("b", a), "b_of_broken_a": call("b", f"broken({a})"), "a_of_a": call("a", a)}
+    result = flow.format(a=a, b=call("b", "x"), a_of_norm=norm, **chained)
     lines(f"return {result}")
     model = [
         "class Model(nn.Module):",
@@ -530,5 +555,7 @@ def render(
     parts = [HEAD.format(dtype=spec.dtype), layer + "\n", "\n".join(model)]
     if writing.mode == "function":
         parts.insert(1, SCALED)
+    if "broken" in flow:
+        parts.insert(1, BROKEN)
     parts.append(MAKE.format(shape=f"{spec.batch}, {spec.length}, {channels}"))
     return "\n\n".join(parts), renderer.applied

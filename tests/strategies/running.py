@@ -92,14 +92,14 @@ class Compiled:
         return "\n".join(map(str, self.reports))
 
 
-def compiled(text: str, **options: object) -> Compiled:
-    """Run a program eager, and compiled."""
+def compiled(text: str, dynamic: bool = False, **options: object) -> Compiled:
+    """Run a program eager, and compiled; with sizes that are symbols, if ``dynamic``."""
     torch._dynamo.reset()
     flashmhf.reset()  # type: ignore[attr-defined]  # Dynamo resets the backends that it called itself
     model, inputs = load(text)
     with quiet():
         before = outcome(model, model, inputs)
-        run = torch.compile(model, backend="flashmhf", options={**OPTIONS, **options})
+        run = torch.compile(model, backend="flashmhf", dynamic=dynamic, options={**OPTIONS, **options})
         with counted_calls() as calls:
             after = outcome(run, model, inputs)
     return Compiled(before, after, calls[0], mhf_compile.last_reports())
