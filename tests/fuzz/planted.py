@@ -1,0 +1,416 @@
+"""Faults that are planted by hand, to see that the properties would find them.
+
+A fault is an edit of the source of a function. All rooms have some: the reader, fold and normal form, the
+matcher, the proof, the rewrite, the gradients, and the Triton kernels.
+"""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import os
+import textwrap
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from importlib import import_module
+from types import CodeType, FunctionType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from hypothesis import Phase, settings
+from hypothesis.errors import UnsatisfiedAssumption
+from triton.runtime.interpreter import InterpretedFunction
+
+from mhf_compile import match, prove
+from tests.fuzz.kept import PROPERTIES
+from tests.fuzz.property import SUITE, Property
+from tests.kernels.properties import interpreter
+from tests.strategies.running import OPTIONS
+
+LIMIT = 200
+"""Within so many examples a property fails."""
+
+NO_SHRINKING = settings(SUITE, phases=[Phase.generate])
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Another text in the place of one that is just once in the source of a function."""
+
+    function: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What makes the product wrong, and the property that fails then.
+
+    Attributes:
+        room: where it is.
+        name: what is wrong.
+        property: the name of a property.
+        edits: what makes it so. A fault of the proof needs another one that it should find.
+        unproved: the name of the property that fails where nothing is proved, if that is looked at.
+    """
+
+    room: str
+    name: str
+    property: str
+    edits: tuple[Edit, ...]
+    unproved: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.room}: {self.name}"
+
+
+# -- planting -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def planted(edits: tuple[Edit, ...]) -> Iterator[None]:
+    """With edits made to the code of functions, which are then edited wherever they are called from."""
+    with ExitStack() as stack:
+        stack.callback(_forget)
+        for edit in edits:
+            function = _function(edit.function)
+            stack.callback(setattr, function, "__code__", function.__code__)
+            function.__code__ = _edited(function, edit)
+        _forget()
+        yield
+
+
+def _function(name: str) -> FunctionType:
+    """A function by its module and its name there; of a property, and of a Triton kernel, the one inside."""
+    module, _, path = name.partition(":")
+    found: Any = reduce(getattr, path.split("."), import_module(f"mhf_compile.{module}"))
+    found = found.fget if isinstance(found, property) else getattr(found, "fn", found)
+    function: FunctionType = inspect.unwrap(found)
+    return function
+
+
+def _edited(function: FunctionType, edit: Edit) -> CodeType:
+    """The code of a function after an edit, its source where inspect looks for it: so Triton has it too."""
+    source = textwrap.dedent(inspect.getsource(function))
+    times = source.count(edit.old)
+    assert times == 1, f"{edit.function} has {times} times: {edit.old}"
+    source = source.replace(edit.old, edit.new)
+    file = f"<{edit}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    module = compile(source, file, "exec")
+    codes = (item for item in module.co_consts if isinstance(item, CodeType))
+    return next(code for code in codes if code.co_name == function.__name__)
+
+
+def _forget() -> None:
+    """Forget what functions made before they were edited."""
+    torch._dynamo.reset()
+    match.normal_pattern.cache_clear()
+    prove._table.cache_clear()
+    InterpretedFunction.rewritten_fn.clear()
+
+
+# -- finding ------------------------------------------------------------------------------------------------
+
+
+def examples_until_it_fails(
+    name: str, edits: tuple[Edit, ...] = (), limit: int = LIMIT, **options: object
+) -> int | None:
+    """How many examples a property needs to fail, with edits made; None where it holds for all of them.
+
+    What is of Triton is looked for in the process that has its interpreter.
+    """
+    if name.startswith("triton") and os.environ.get("TRITON_INTERPRET") != "1":
+        with patch.dict(os.environ, TRITON_INTERPRET="1"):
+            return interpreter().submit(examples_until_it_fails, name, edits, limit).result()
+    (plain,) = (property_ for property_ in PROPERTIES if property_.name == name)
+    drawn = 0
+    failure: Exception | None = None
+
+    def check(example: Any) -> None:
+        nonlocal drawn, failure
+        if failure is None:
+            drawn += 1
+            try:
+                return plain.check(example)
+            except UnsatisfiedAssumption:
+                raise
+            except Exception as error:
+                failure = error
+        raise failure  # again of the same example, when Hypothesis says for which one
+
+    with planted(edits), patch.dict(OPTIONS, options):
+        try:
+            Property(check, plain.examples, plain.count).hold(NO_SHRINKING, limit)
+        except Exception as error:
+            if error is not failure:
+                raise
+    return None if failure is None else drawn
+
+
+# -- the faults ---------------------------------------------------------------------------------------------
+
+FOUND = "each_feed_forward_is_one_call"
+VALUES = "values_and_gradients_are_those_of_eager"
+NEAR = "a_near_miss_is_left_alone_or_right"
+ROUNDING = "errs_no_more_than_rounding_may"
+DIFFERENCES = "first_derivatives_are_differences"
+
+START = Edit("rules:_select", "affine(stride, start)", "affine(stride, 0)")
+TWICE = Edit("unify:_Unifier.terms", "rest = notation.ONE", "pass")
+
+BLOCKED = "kernels.flash_mhf.blocked"
+FORWARD = "kernels.flash_mhf.forward:forward_kernel"
+DQ = "kernels.flash_mhf.backward:dq_kernel"
+WEIGHTS = "kernels.flash_mhf.backward:weights_kernel"
+LAUNCH = "kernels.flash_mhf.launch:Call.launch"
+
+FAULTS = (
+    # The proof finds what is read or matched wrongly: then a right program is left alone.
+    Fault("reader", "a slice starts at 0", FOUND, (START,), VALUES),
+    Fault(
+        "reader",
+        "a permutation is its inverse",
+        FOUND,
+        (
+            Edit(
+                "rules:_permute", "placed[d] for d in range(len(index))", "index[d] for d in permutation(op)"
+            ),
+        ),
+        VALUES,
+    ),
+    Fault(
+        "reader",
+        "pieces are joined in the opposite order",
+        FOUND,
+        (
+            Edit(
+                "rules:_cat",
+                "notation.deltas(high, number)",
+                "notation.deltas(high, len(pieces) - 1 - number)",
+            ),
+        ),
+    ),
+    # The proof does not see gradients.
+    Fault(
+        "reader",
+        "a detach is read through",
+        NEAR,
+        (Edit("read:_stops_gradient", "return grad or", "return False and"),),
+    ),
+    Fault(
+        "fold",
+        "the first tensor of a loop is that of every turn",
+        FOUND,
+        (Edit("fold:_rebuild", "tuple(column)", "tuple(column[:1] * len(column))"),),
+    ),
+    Fault(
+        "fold",
+        "numbers of a loop are taken for consecutive",
+        FOUND,
+        (Edit("fold:_step", "int(differences.pop())", "1"),),
+    ),
+    Fault("matcher", "a scale counts twice", FOUND, (TWICE,), VALUES),
+    Fault(
+        "matcher",
+        "an axis has the role that it fits the least",
+        FOUND,
+        (Edit("unify:_Roles._role", "return min(", "return max("),),
+    ),
+    Fault(
+        "matcher",
+        "every activation is silu",
+        FOUND,
+        (Edit("unify:_Unifier._functions", "activation=function.name", 'activation="silu"'),),
+        VALUES,
+    ),
+    Fault(
+        "matcher",
+        "gate and up may read different inputs",
+        NEAR,
+        (Edit("unify:_Roles._operand", "if not (twin.index == leaves[0].index and", "if (False and not"),),
+    ),
+    # Two at once: what the proof should find, it does not.
+    Fault(
+        "proof",
+        "all is proved, and a slice starts at 0",
+        VALUES,
+        (Edit("prove:_prove", " or not torch.equal(found, expected)", ""), START),
+    ),
+    Fault(
+        "proof",
+        "operands are 0, and a slice starts at 0",
+        VALUES,
+        (Edit("prove:_prove", ".random_(PRIME, generator=generator)", ".zero_()"), START),
+    ),
+    Fault(
+        "proof",
+        "no tokens are left, and a slice starts at 0",
+        VALUES,
+        (
+            Edit("prove:_sizes", "work <= BUDGET", "not work"),
+            Edit("prove:_sizes", "min(size, _extent(axis.size, hints))", "0"),
+            START,
+        ),
+    ),
+    Fault(
+        "proof",
+        "numbers are 1, and a scale counts twice",
+        VALUES,
+        (Edit("prove:number", "value.numerator * pow(value.denominator, -1, PRIME) % PRIME", "1"), TWICE),
+    ),
+    # What is behind the proof, it does not see.
+    Fault(
+        "rewrite",
+        "a part of an operand starts at 0",
+        FOUND,
+        (Edit("build:Builder._spread", "kept = slice(offset,", "kept = slice(0,"),),
+    ),
+    Fault(
+        "rewrite",
+        "scales are left out",
+        VALUES,
+        (Edit("surgery:Surgeon._emit", "float(value) for", "1.0 for"),),
+    ),
+    Fault(
+        "rewrite",
+        "every activation is silu",
+        VALUES,
+        (Edit("surgery:Surgeon._emit", "unification.activation}", '"silu"}'),),
+    ),
+    Fault(
+        "rewrite",
+        "k and u are swapped",
+        VALUES,
+        (Edit("surgery:Surgeon._emit", "given[name] =", 'given[{"k": "u", "u": "k"}.get(name, name)] ='),),
+    ),
+    Fault(
+        "rewrite",
+        "values that differ for each token are copied",
+        "r_on_the_values_is_left_alone",
+        (Edit("region:Region.check", "self._check_repeats()", "pass"),),
+    ),
+    Fault(
+        "rewrite",
+        "what is used elsewhere is taken",
+        NEAR,
+        (Edit("region:Region.check", "if not self._serves_only_it(user):", "if False:"),),
+    ),
+    Fault(
+        "gradients",
+        "of q, the term of up is missing",
+        DIFFERENCES,
+        (Edit(f"{BLOCKED}:_backward_block", "sums.q.addmm_(d_up, u)", "pass"),),
+    ),
+    Fault(
+        "gradients",
+        "of k, the scale of the gate is missing",
+        DIFFERENCES,
+        (Edit(f"{BLOCKED}:_backward_block", "d_gate, x.q, gate_scale)", "d_gate, x.q)"),),
+    ),
+    Fault(
+        "gradients",
+        "of the first head of a group only",
+        ROUNDING,
+        (Edit(f"{BLOCKED}:backward", "(hk + 1) * group", "hk * group + 1"),),
+    ),
+    Fault(
+        "gradients",
+        "autograd forgets the scale",
+        DIFFERENCES,
+        (Edit("kernels.ops:_Forward.setup_context", "inputs[7:10]", "(*inputs[7:9], 1.0)"),),
+    ),
+    Fault(
+        "gradients",
+        "of gradients, the scale is missing",
+        "second_derivatives_are_differences",
+        (Edit("kernels.ops:_formula", "hidden, v[heads]) * scale", "hidden, v[heads])"),),
+    ),
+    Fault(
+        "blocked",
+        "R of the first sub-networks",
+        "whole_numbers_are_computed_exactly",
+        (Edit(f"{BLOCKED}:_forward_block", "x.r[:, e, None]", "x.r[:, : e.stop - e.start, None]"),),
+    ),
+    Fault(
+        "blocked",
+        "v is scaled in place",
+        "operands_are_not_written_to",
+        (Edit(f"{BLOCKED}:_forward_block", "out.addmm_(hidden, v,", "out.addmm_(hidden, v.mul_(1),"),),
+    ),
+    Fault(
+        "triton",
+        "R of the first sub-network",
+        "triton_whole_numbers_are_computed_exactly",
+        (
+            Edit(
+                FORWARD,
+                "if first_f == 0:\n                routed = load_router(r, n, in_n, length, h, e,",
+                "if first_f == 0:\n                routed = load_router(r, n, in_n, length, h, 0,",
+            ),
+        ),
+    ),
+    Fault(
+        "triton",
+        "the scale is dropped",
+        f"triton_{ROUNDING}",
+        (Edit(FORWARD, "totals, scale, O, OUT_DIM", "totals, 1.0, O, OUT_DIM"),),
+    ),
+    Fault(
+        "triton",
+        "u has the strides of k",
+        f"triton_{ROUNDING}",
+        (Edit(FORWARD, "u, u_strides, first_f", "u, k_strides, first_f"),),
+    ),
+    Fault(
+        "triton",
+        "the edge of the width is not masked",
+        f"triton_{ROUNDING}",
+        (Edit(LAUNCH, "sizes.width % tiles.rows == 0", "True"),),
+    ),
+    Fault(
+        "triton",
+        "the edge of the tokens is not masked",
+        f"triton_{ROUNDING}",
+        (Edit(LAUNCH, "% tiles.tokens == 0", "% tiles.tokens >= 0"),),
+    ),
+    Fault(
+        "triton",
+        "of k, the scale of the gate is missing",
+        "triton_whole_numbers_are_computed_exactly",
+        (Edit(WEIGHTS, "dk_totals, gate_scale, D", "dk_totals, 1.0, D"),),
+    ),
+    Fault(
+        "triton",
+        "the mask of the values leaves out a row",
+        f"triton_{ROUNDING}",
+        (Edit("kernels.flash_mhf.tiles:load_weights", "f < width,", "f < width - 1,"),),
+    ),
+    Fault(
+        "triton",
+        "of q, the term of up is missing",
+        f"triton_{ROUNDING}",
+        (Edit(DQ, "dq_totals = add_product(dq_totals, d_up, u_tiles, D, UPCAST)", "pass"),),
+    ),
+    Fault(
+        "triton",
+        "of u, the gradient of the gate",
+        f"triton_{ROUNDING}",
+        (Edit(WEIGHTS, "add_product(du_totals, d_up,", "add_product(du_totals, d_gate,"),),
+    ),
+    Fault(
+        "triton",
+        "the gradient has the strides of q",
+        "triton_strides_change_nothing",
+        (Edit(DQ, "grad, grad_strides, first_n", "grad, q_strides, first_n"),),
+    ),
+    Fault(
+        "triton",
+        "rows of a chunk are not transposed",
+        f"triton_{ROUNDING}",
+        (Edit("kernels.flash_mhf.chunked:_add_product", "wide.mT if rows else wide", "wide"),),
+    ),
+)
