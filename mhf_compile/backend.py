@@ -205,7 +205,7 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
                 except NoMatch as error:
                     misses += _refused(match, error)
             surgeon.finish()
-        if not rewrites:
+        if plan and not rewrites:  # a call of the program may be written out for nothing
             undo()
         notes: tuple[str, ...] = ()
         if misses and is_piece():  # what is cut apart leaves a miss

@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache, reduce
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor
 
@@ -35,7 +34,7 @@ from mhf_compile.reasons import NO_ZEROS, Refusal
 from mhf_compile.record import record_function
 from mhf_compile.region import Region
 from mhf_compile.report import source_of
-from mhf_compile.rules import RULES, function_name, permutation, scalar, slicing
+from mhf_compile.rules import RULES, filling, function_name, permutation, scalar, slicing
 from mhf_compile.tape import Op, Value
 
 log = logging.getLogger(__name__)
@@ -206,7 +205,7 @@ class _Replay:
             case "ones" | "ones_like" | "new_ones":
                 return torch.ones(shape, dtype=torch.float64)
             case "full" | "full_like" | "new_full" | "fill":
-                return get(args[-1]).expand(shape)
+                return get(filling(op)).expand(shape)
             case "add" | "sub" | "rsub":
                 alpha = get(op.kwargs.get("alpha", args[2] if len(args) > 2 else 1))
                 a, b = get(args[0]), get(args[1])
@@ -270,22 +269,24 @@ class _Replay:
         before, written, view, output = op.args
         whole, piece = self._find(before), self._find(written)
         result = self._unread(shape) if whole is None else whole.clone()
-        if piece is None:  # nothing reads it
-            return result
         if view.name in ("permute", "t", "transpose"):
-            result.permute(permutation(view)).copy_(piece)
+            part = result.permute(permutation(view))
         elif view.name in ("select", "slice", "split", "split_with_sizes", "unbind"):
-            _sliced(result, view, output, tuple(piece.shape)).copy_(piece)
+            sizes = written.shape if piece is None else piece.shape
+            part = _sliced(result, view, output, sizes)
         else:
-            result.view(piece.shape).copy_(piece)
+            part = result if piece is None else result.view(piece.shape)
+        part.copy_(self._unread(tuple(part.shape)) if piece is None else piece)
         return result
 
 
-def _sliced(source: Tensor, op: Op, output: int, shape: tuple[int, ...]) -> Tensor:
+def _sliced(source: Tensor, op: Op, output: int, shape: Sequence[Size]) -> Tensor:
     _, dim, start, step, kept = slicing(op, output)
     if not kept:
         return source.select(dim, start)
-    return source[(slice(None),) * dim + (slice(start, start + (shape[dim] - 1) * step + 1, step),)]
+    size = shape[dim]
+    stop = start + (size - 1) * step + 1 if isinstance(size, int) else None
+    return source[(slice(None),) * dim + (slice(start, stop, step),)]
 
 
 # -- the proof ----------------------------------------------------------------------------------------------
@@ -341,7 +342,7 @@ def _prove(match: Match) -> str:
     region = sorted(match.visited, key=lambda value: value.time)
 
     def extent(size: Size) -> int:
-        return _extent(size, match.hints)
+        return notation.known(size, match.hints)
 
     def length(index: Index, size: Size) -> int:
         if not any(axis in sizes for axis in index.axes):
@@ -391,7 +392,9 @@ def _sizes(match: Match) -> tuple[dict[Axis, int], int | None]:
     tokens = [axis for role in match.pattern.tokens for axis in roles[role]]
     contractions = [v for v in match.visited if v.op is not None and RULES[v.op.name].kind == "product"]
     work = sum(
-        _extent(notation.product((*v.shape, v.op.inputs[-1].shape[-1])), hints) for v in contractions if v.op
+        notation.known(notation.product((*v.shape, v.op.inputs[-1].shape[-1])), hints)
+        for v in contractions
+        if v.op
     )
     if work <= BUDGET and all(isinstance(axis.size, int) for axis in tokens):
         return {}, None
@@ -404,12 +407,8 @@ def _sizes(match: Match) -> tuple[dict[Axis, int], int | None]:
         for axis in i.axes
     }
     few = {axis: FEW if axis is tokens[-1] else 2 for axis in tokens if axis not in parts and not axis.pieced}
-    reduced = {axis: min(size, _extent(axis.size, hints)) for axis, size in few.items()}
-    return reduced, math.prod(reduced.get(axis, _extent(axis.size, hints)) for axis in tokens)
-
-
-def _extent(size: Size, hints: Mapping[sympy.Symbol, int]) -> int:
-    return size if isinstance(size, int) else int(size.subs(hints))
+    reduced = {axis: min(size, notation.known(axis.size, hints)) for axis, size in few.items()}
+    return reduced, math.prod(reduced.get(axis, notation.known(axis.size, hints)) for axis in tokens)
 
 
 def _leaf_indices(match: Match) -> dict[Value, tuple[Index, ...]]:

@@ -106,6 +106,8 @@ class Reader:
             return None
         if op.name not in RULES or _stops_gradient(value, op, self.grad):
             return None
+        if value.requires_grad and not op.state.grad_enabled:
+            return None  # a parameter that is written to: its gradient does not go to what is written
         if any(not v.plain or v.dtype not in DTYPES for v in (value, *op.inputs)):
             return None
         return RULES[op.name]
@@ -157,8 +159,9 @@ class Reader:
         assert isinstance(below, Leaf)
         rule = self.rule(below.value) if isinstance(below.value, Value) else None
         terms = self.apply(below) if rule is not None and rule.kind == "constant" else None
-        if terms is not None:
-            self.visit(*path, below)
+        if terms is None or any(term.factors for term in terms):
+            return None
+        self.visit(*path, below)
         return terms
 
     def _whole(self, terms: list[Term] | None) -> Leaf | None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from mhf_compile import notation
 from mhf_compile.notation import Axis, Delta, Func, Index, Leaf, Size, Term, Unreadable
 from mhf_compile.tape import Op, Value
@@ -336,8 +338,15 @@ def _zero(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
 
 def _full(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
     """ones, full and fill: a constant, or a tensor of no dimensions."""
-    fill: object = 1 if op.name.startswith(("ones", "new_ones")) else op.args[-1]
-    return [_factor(fill, ())]
+    return [_factor(filling(op), ())]
+
+
+def filling(op: Op) -> object:
+    """What ones, full and fill fill with: a tensor, or a number, as it is in the dtype of the result."""
+    fill = 1 if op.name.startswith(("ones", "new_ones")) else op.args[-1]
+    if isinstance(fill, Value):
+        return fill
+    return torch.tensor(float(scalar(fill)), dtype=op.outputs[0].dtype, device="cpu").item()
 
 
 def function_name(op: Op) -> str:

@@ -1210,6 +1210,50 @@ def result_transposed_in_place(q, k, u, v):
     return out.reshape(-1)
 
 
+@right("write")
+def keys_written_without_gradients(q, k, u, v):
+    with torch.no_grad():
+        k.copy_(u)
+    return down(silu(scores(q, k)) * scores(q, u), v)
+
+
+@right("write", w=(H, F, D))
+def computed_keys_written_without_gradients(q, k, u, v, w):
+    k = k * 1
+    with torch.no_grad():
+        k.copy_(w)
+    return down(silu(scores(q, k)) * scores(q, u), v)
+
+
+@right("write", w=())
+def a_scale_written_without_gradients(q, k, u, v, w):
+    with torch.no_grad():
+        w.fill_(2.0)
+    return down(silu(scores(q, k)) * scores(q, u) * w, v)
+
+
+@right("write")
+def keys_written_over_in_part(q, k, u, v):
+    k = k.clone()
+    k[:, :3] = torch.cumsum(u[:, :3], 0)
+    return down(silu(scores(q, k)) * scores(q, u), v)
+
+
+@right("write")
+def a_number_of_lower_precision(q, k, u, v):
+    tenth = torch.full((), 0.1, dtype=torch.bfloat16)
+    return (
+        down(silu(scores(q, k) * tenth) * scores(q, u), v)
+        * torch.full((O,), 0.3, dtype=torch.float16).double()
+    )
+
+
+@right("write")
+def an_infinity_of_lower_precision(q, k, u, v):
+    many = torch.full((), 1e6, dtype=torch.float16)
+    return down(silu(scores(q, k)) * scores(q, u), v) / many
+
+
 # -- the activation is seen from outside --------------------------------------------------------------------
 
 

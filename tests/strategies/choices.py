@@ -102,6 +102,7 @@ DETOURS = {
     "multiplied": "{x} * torch.ones(1, dtype={x}.dtype)",
     "multiplied_by_full": "{x} * torch.full((1,), 1.0, dtype={x}.dtype)",
     "multiplied_by_filled": "{x} * torch.full_like({x}, 1.0)",
+    "multiplied_by_a_rounded": "{x} * torch.full((), 0.1, dtype=torch.bfloat16) / 0.10009765625",
     "multiplied_by_new": "{x} * {x}.new_ones(1) * {x}.new_full((1,), 1.0)",
     "added": "{x} + torch.zeros(1, dtype={x}.dtype)",
     "added_zeroed": "{x} + torch.empty_like({x}).zero_()",
