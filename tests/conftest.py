@@ -26,13 +26,14 @@ def fresh_compiler() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the counts that tests have recorded (``record_property(title, {what: count})``), added up."""
+    """Print the counts that tests have recorded, as ``record_property(title, {what: count})``, added up."""
     totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for reports in terminalreporter.stats.values():
         for report in reports:
             if getattr(report, "when", "") == "call":
                 for title, counts in report.user_properties:
-                    totals[title].update(counts)
+                    if isinstance(counts, dict):
+                        totals[title].update(counts)
     for title, counts in totals.items():
         terminalreporter.section(title)
         for what, number in counts.most_common():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any
@@ -39,15 +39,6 @@ from tests.faults import (
     watched,
     world,
 )
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    backend.flashmhf.reset()
-    yield
-    torch._dynamo.reset()
-    backend.flashmhf.reset()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -43,15 +43,6 @@ from tests.faults import (
     world,
 )
 from tests.programs import BY_NAME
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    backend.flashmhf.reset()
-    yield
-    torch._dynamo.reset()
-    backend.flashmhf.reset()
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,15 @@ from tests.fuzz.planted import FAULTS, LIMIT, START, Edit, Fault, examples_until
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_is_found(fault: Fault, record_property: Callable[[str, object], None]) -> None:
-    count = examples_until_it_fails(fault.property, fault.edits)
-    assert count is not None, f"{fault.property} holds for {LIMIT} examples"
-    found = {f"{fault} -> {fault.property}": count}
+    failure = examples_until_it_fails(fault.property, fault.edits)
+    assert failure is not None, f"{fault.property} holds for {LIMIT} examples"
+    count, error = failure
+    found = {f"{fault} -> {fault.property}, {error}": count}
     if fault.unproved:
-        count = examples_until_it_fails(fault.unproved, fault.edits, **{"flashmhf.prove": "never"})
-        assert count is not None, f"not proved, {fault.unproved} holds for {LIMIT} examples"
-        found[f"{fault}, not proved -> {fault.unproved}"] = count
+        failure = examples_until_it_fails(fault.unproved, fault.edits, **{"flashmhf.prove": "never"})
+        assert failure is not None, f"not proved, {fault.unproved} holds for {LIMIT} examples"
+        count, error = failure
+        found[f"{fault}, not proved -> {fault.unproved}, {error}"] = count
     record_property("examples until a planted fault was found", found)
 
 

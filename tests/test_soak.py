@@ -112,7 +112,7 @@ def test_it_ends_and_prints_what_it_did(tmp_path: Path) -> None:
         [*command, "--only", "zero_is_zero", "--folder", str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=200,
         cwd=Path(__file__).parent.parent,
     )
     assert done.returncode == 0, done.stderr

@@ -102,10 +102,10 @@ def test_a_program_is_the_same_each_time(program: Program) -> None:
 
 
 def test_a_program_says_how_many_calls_it_is() -> None:
-    assert Program(Spec(), Writing()).calls == 1
-    assert Program(Spec(), Writing(flow="again", mode="checkpoint")).calls == 4
-    assert Program(Spec(), Writing(flow="summed")).calls == 1
-    assert Program(Spec(), Writing(flow="summed", mode="function")).calls == 2
+    assert Program(Spec(), Writing()).claims.layers == 1
+    assert Program(Spec(), Writing(flow="again", mode="checkpoint")).claims.layers == 2
+    assert Program(Spec(), Writing(flow="summed")).claims.layers == 1
+    assert Program(Spec(), Writing(flow="summed", mode="function")).claims.layers == 2
 
 
 # -- all of it is drawn -------------------------------------------------------------------------------------

@@ -58,9 +58,9 @@ def words(message: ast.expr) -> str:
     return message.value if isinstance(message, ast.Constant) else f"({ast.unparse(message)})"
 
 
-def site_of(file: str, line: int) -> Site:
-    """The refusal that is made at a line."""
-    return next(s for s in refusals() if s.file == file and s.first <= line <= s.last)
+def site_of(file: str, line: int) -> Site | None:
+    """The refusal that is made at a line; None of a proof that fails, which should never be."""
+    return next((s for s in refusals() if s.file == file and s.first <= line <= s.last), None)
 
 
 def fired() -> dict[str, int]:
@@ -94,8 +94,8 @@ def counting(counts: Counter[str]) -> Iterator[None]:
     def told(found: Unmatched) -> Miss:
         why = found.why
         quoted = {m.place for m in made if m.reason in why.reason and m.reason != why.reason}  # type: ignore[attr-defined]
-        for place in {why.place, *quoted}:  # type: ignore[attr-defined]
-            counts[f"refusal: {site_of(*place)}"] += 1
+        for site in filter(None, (site_of(*place) for place in {why.place, *quoted})):  # type: ignore[attr-defined]
+            counts[f"refusal: {site}"] += 1
         return tell(found)
 
     def record(*args: Any) -> Any:  # a graph begins

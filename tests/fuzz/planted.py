@@ -118,8 +118,8 @@ def _forget() -> None:
 
 def examples_until_it_fails(
     name: str, edits: tuple[Edit, ...] = (), limit: int = LIMIT, **options: object
-) -> int | None:
-    """How many examples a property needs to fail, with edits made; None where it holds for all of them.
+) -> tuple[int, str] | None:
+    """How many examples a property needs to fail, with edits made, and with what error; None where it holds.
 
     What is of Triton is looked for in the process that has its interpreter.
     """
@@ -148,7 +148,7 @@ def examples_until_it_fails(
         except Exception as error:
             if error is not failure:
                 raise
-    return None if failure is None else drawn
+    return None if failure is None else (drawn, type(failure).__name__)
 
 
 # -- the faults ---------------------------------------------------------------------------------------------
@@ -193,6 +193,12 @@ FAULTS = (
                 "notation.deltas(high, len(pieces) - 1 - number)",
             ),
         ),
+    ),
+    Fault(
+        "reader",
+        "a write is read past",
+        FOUND,
+        (Edit("rules:_scatter_view", "if piece == start // size:", "if False:"),),
     ),
     # The proof does not see gradients.
     Fault(
@@ -252,7 +258,7 @@ FAULTS = (
         VALUES,
         (
             Edit("prove:_sizes", "work <= BUDGET", "not work"),
-            Edit("prove:_sizes", "min(size, _extent(axis.size, hints))", "0"),
+            Edit("prove:_sizes", "min(size, notation.known(axis.size, hints))", "0"),
             START,
         ),
     ),

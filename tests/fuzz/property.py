@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import UnsatisfiedAssumption
 
 FRESH = settings(
     database=None,
@@ -21,6 +22,12 @@ FRESH = settings(
 
 SUITE = settings(FRESH, derandomize=True)
 """How the test suite draws: the same examples each time."""
+
+
+def assume(condition: object) -> None:
+    """Draw another example unless a condition holds: Hypothesis's own, for checks in other processes too."""
+    if not condition:
+        raise UnsatisfiedAssumption
 
 
 class Example(Protocol):

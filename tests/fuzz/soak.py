@@ -9,6 +9,7 @@ fired. Each failure is kept as a file in tests/regressions, which the test suite
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import queue
@@ -22,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hypothesis.errors import UnsatisfiedAssumption
 
-from tests.fuzz import coverage, programs
+from tests.fuzz import coverage, near, programs
 from tests.fuzz.kept import FOLDER, PROPERTIES, keep
 from tests.fuzz.property import FRESH, Property
 from tests.kernels import properties as kernels
@@ -31,8 +33,17 @@ from tests.kernels import properties as kernels
 AT_LEAST = 20
 """How often each rule and each refusal fires in half an hour on two cores."""
 
-BATCH = 4
-"""As many times what the suite draws is drawn of a property before the next."""
+KINDS: dict[str, tuple[tuple[Property, ...], int]] = {
+    "programs": (programs.PROPERTIES, 7),
+    "near misses": (near.PROPERTIES, 2),
+    "calls of the kernels": (kernels.PROPERTIES, 1),
+}
+"""What is drawn, the properties of it, and the share of the time that these have in equal parts."""
+
+SHARES = {p.name: share / len(properties) for properties, share in KINDS.values() for p in properties}
+
+TURN = 15.0
+"""Seconds for a property before the next has its turn."""
 
 GRACE = 600
 """Seconds that a process has beyond its time, to start and for the example that it is at."""
@@ -54,42 +65,60 @@ class Result:
         self.failures += other.failures
 
 
+class TurnIsOver(BaseException):
+    """Nothing that Hypothesis takes for a failure."""
+
+
 def hold(property_: Property, seed: int, end: float, folder: Path) -> Result:
     """Check fresh examples of a property until the end; keep the smallest one for which it fails."""
     result = Result()
-    last: list[Any] = []
+    failed: tuple[Any, Exception] | None = None
 
     def check(example: Any) -> None:
-        if time.time() > end and not result.failures:
-            return  # of what is left nothing is looked at
-        last[:] = [example]
-        result.examples[property_.name] += 1
-        property_.check(example)
+        nonlocal failed
+        if time.time() > end and failed is None:
+            raise TurnIsOver
+        try:
+            property_.check(example)
+        except UnsatisfiedAssumption:
+            raise
+        except Exception as error:
+            failed = example, error
+            raise
+        finally:
+            result.examples[property_.name] += 1
 
     programs.COUNTS.clear()
-    with coverage.counting(result.fired):
+    with coverage.counting(result.fired), contextlib.suppress(TurnIsOver):
         try:
-            Property(check, property_.examples, property_.count).hold(FRESH, BATCH * property_.count, seed)
+            Property(check, property_.examples, property_.count).hold(FRESH, 1000, seed)
         except Exception as error:
-            path = keep(property_.name, last[0], f"{type(error).__name__}: {error}", folder)
-            result.failures.append(f"{path} (seed {seed})")
+            example, why = failed or (None, error)  # the last one that failed is the smallest
+            if example is None:
+                result.failures.append(f"{property_.name} (seed {seed}) drew nothing: {error}")
+            else:
+                path = keep(property_.name, example, f"{type(why).__name__}: {why}", folder)
+                result.failures.append(f"{path} (seed {seed})")
     result.counts.update(programs.COUNTS)
     return result
 
 
 def work(number: int, seed: int, seconds: float, only: str, folder: Path, results: Any) -> None:
-    """Go through the properties in an order of its own, again and again, for some seconds."""
-    end = time.time() + seconds
+    """Give the turn to the property that had the least of its share, again and again, for some seconds."""
+    start = time.time()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     draw = random.Random(f"{seed} {number}")
     chosen = [p for p in PROPERTIES if only in p.name]
-    while time.time() < end:
-        for property_ in draw.sample(chosen, len(chosen)):
-            if time.time() < end:
-                seed_here = draw.getrandbits(32)
-                results.put((number, f"{property_.name} (seed {seed_here})"))
-                results.put((number, hold(property_, seed_here, end, folder)))
+    draw.shuffle(chosen)
+    had = dict.fromkeys(chosen, 0.0)
+    while (now := time.time()) < start + seconds:
+        property_ = min(chosen, key=lambda p: had[p] / SHARES[p.name])
+        seed_here = draw.getrandbits(32)
+        results.put((number, f"{property_.name} (seed {seed_here})"))
+        results.put((number, hold(property_, seed_here, min(now + TURN, start + seconds), folder)))
+        had[property_] += time.time() - now
+    kernels.close()
     results.put((number, None))
 
 
@@ -99,8 +128,7 @@ def soak(seconds: float, jobs: int, seed: int, only: str = "", folder: Path = FO
     results = context.Queue()
     start = time.time()
     workers = [
-        context.Process(target=work, args=(n, seed, seconds, only, folder, results))
-        for n in range(jobs)
+        context.Process(target=work, args=(n, seed, seconds, only, folder, results)) for n in range(jobs)
     ]
     for worker in workers:
         worker.start()
@@ -132,10 +160,10 @@ def soak(seconds: float, jobs: int, seed: int, only: str = "", folder: Path = FO
 
 
 def rate(total: Result, seconds: float) -> str:
-    calls = sum(total.examples[property_.name] for property_ in kernels.PROPERTIES)
-    programs_ = total.examples.total() - calls
-    done = f"{programs_} programs, {programs_ / seconds:.2f} a second, and {calls} calls of the kernels"
-    return f"{done}; {len(total.failures)} failures"
+    """How many of each kind there were."""
+    done = {kind: sum(total.examples[p.name] for p in properties) for kind, (properties, _) in KINDS.items()}
+    told = ", ".join(f"{number} {kind}" for kind, number in done.items())
+    return f"{told}; {done['programs'] / seconds:.2f} programs a second; {len(total.failures)} failures"
 
 
 def show(total: Result, seconds: float) -> None:

@@ -19,12 +19,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from hypothesis import assume
 from torch import Tensor
 
 from mhf_compile.kernels.flash_mhf import blocked
 from mhf_compile.kernels.ops import flash_mhf
-from tests.fuzz.property import Property
+from tests.fuzz.property import Property, assume
 from tests.kernels import battery
 from tests.kernels.battery import NAMES, formula, results
 from tests.kernels.drawn import (
@@ -71,6 +70,13 @@ def interpreter() -> ProcessPoolExecutor:
     """A process whose Triton is interpreted, and silent where its arithmetic overflows."""
     silent = {"initializer": warnings.simplefilter, "initargs": ("ignore", RuntimeWarning)}
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), **silent)
+
+
+def close() -> None:
+    """End that process, if there is one: a process of multiprocessing's would wait for it."""
+    if interpreter.cache_info().currsize:
+        interpreter().shutdown()
+        interpreter.cache_clear()
 
 
 def placed(check: Callable[[Call], None]) -> Callable[[Call], None]:
