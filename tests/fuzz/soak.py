@@ -38,11 +38,16 @@ KINDS: dict[str, tuple[tuple[Property, ...], int]] = {
     "near misses": (near.PROPERTIES, 2),
     "calls of the kernels": (kernels.PROPERTIES, 1),
 }
-"""What is drawn, the properties of it, and the share of the time that these have in equal parts."""
+"""What is drawn, the properties of it, and the share of the time that these have."""
 
-SHARES = {p.name: share / len(properties) for properties, share in KINDS.values() for p in properties}
+SHARES = {
+    p.name: share * p.count / sum(other.count for other in properties)
+    for properties, share in KINDS.values()
+    for p in properties
+}
+"""Of each property, in proportion to what the suite draws."""
 
-TURN = 15.0
+TURN = 5.0
 """Seconds for a property before the next has its turn."""
 
 GRACE = 600

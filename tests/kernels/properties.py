@@ -215,14 +215,15 @@ def gates(call: Call, operands: tuple[Tensor | None, ...]) -> tuple[Tensor, Tens
 def smooth(call: Call, operands: tuple[Tensor | None, ...]) -> bool:
     """Whether rounding cannot decide on which side of relu's kink a gate is.
 
-    A sum of D products, times a scale, and a bias err by less than (D + 2) u times the sum of magnitudes. In
-    half precision eager errs more; that is then allowed to us. A gate is 0 in any arithmetic where all its
-    terms are.
+    A sum of D products, times a scale, and a bias err by less than (D + 2) u times the sum of magnitudes, and
+    below the normal numbers by half of the smallest number each. In half precision eager errs more; that is
+    then allowed to us. A gate is 0 in any arithmetic where all its terms are.
     """
     if call.activation != "relu":
         return True
     gate, magnitude = gates(call, operands)
-    near = gate.abs() <= (call.head_dim + 2) * SINGLE.eps * magnitude
+    smallest = SINGLE.smallest_normal * SINGLE.eps * max(1.0, abs(call.gate_scale))
+    near = gate.abs() <= (call.head_dim + 2) * (SINGLE.eps * magnitude + smallest)
     return not (near & (magnitude > 0)).any()
 
 
