@@ -35,7 +35,7 @@ AT_LEAST = 20
 
 KINDS: dict[str, tuple[tuple[Property, ...], int]] = {
     "programs": (programs.PROPERTIES, 7),
-    "near misses": (near.PROPERTIES, 2),
+    "near misses": (near.PROPERTIES, 3),
     "calls of the kernels": (kernels.PROPERTIES, 1),
 }
 """What is drawn, the properties of it, and the share of the time that these have."""
