@@ -22,7 +22,7 @@ def pytest_configure() -> None:
 def fresh_compiler() -> None:
     """Nothing that was compiled before counts, whichever tests came first."""
     torch._dynamo.reset()
-    flashmhf.reset()  # type: ignore[attr-defined]
+    flashmhf.reset()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

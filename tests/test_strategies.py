@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mhf_compile.patterns.flash_mhf import formula
 from mhf_compile.patterns.ungated_mhf import formula as ungated
 from tests.comparison import LONGEST_SUM
-from tests.fuzz.property import SUITE
+from tests.fuzz.property import SUITE, Property
 from tests.mutants import MUTANTS, Mutant
 from tests.strategies import choices
 from tests.strategies.choices import Spec, Writing
@@ -208,7 +208,20 @@ def test_a_mutant_shrinks_to_the_plainest_program() -> None:
     assert program.writing == Writing()
 
 
-def test_a_failure_is_printed_as_its_source() -> None:
+def test_what_fails_is_printed_as_its_source() -> None:
+    """By Hypothesis, in what it notes of the error."""
+
+    def no_relu(program: Program) -> None:
+        assert "relu(gate)" not in program.text
+
+    with pytest.raises(AssertionError) as failure:
+        Property(no_relu, programs(), 200).hold()
+    (note,) = failure.value.__notes__
+    assert "hidden = relu(gate) * up" in note
+    assert "Writing(" not in note
+
+
+def test_a_program_is_its_source_for_the_reader() -> None:
     program = Program(Spec(), Writing())
     compile(repr(program), "<printed>", "exec")
     assert "class FeedForward" in repr(program)

@@ -83,18 +83,17 @@ def counting(counts: Counter[str]) -> Iterator[None]:
         return dataclasses.replace(plain, read=read)
 
     init, tell = NoMatch.__init__, backend._miss
-    made: list[NoMatch] = []
+    made: dict[NoMatch, tuple[str, int]] = {}  # where
 
     def make(self: NoMatch, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
         frame = sys._getframe(1)
-        self.place = (Path(frame.f_code.co_filename).name, frame.f_lineno)  # type: ignore[attr-defined]
-        made.append(self)
+        made[self] = Path(frame.f_code.co_filename).name, frame.f_lineno
 
     def told(found: Unmatched) -> Miss:
         why = found.why
-        quoted = {m.place for m in made if m.reason in why.reason and m.reason != why.reason}  # type: ignore[attr-defined]
-        for site in filter(None, (site_of(*place) for place in {why.place, *quoted})):  # type: ignore[attr-defined]
+        quoted = {at for m, at in made.items() if m.reason in why.reason and m.reason != why.reason}
+        for site in filter(None, (site_of(*place) for place in {made[why], *quoted})):
             counts[f"refusal: {site}"] += 1
         return tell(found)
 

@@ -59,7 +59,7 @@ def a_near_miss_is_left_alone_or_right(near: Near) -> None:
     """It is left alone for the true reason, or rewritten where it is still the formula, and never wrong."""
     miss = near.miss
     torch._dynamo.reset()
-    flashmhf.reset()  # type: ignore[attr-defined]  # Dynamo resets the backends that it called itself
+    flashmhf.reset()  # Dynamo resets the backends that it called itself
     options = {**OPTIONS, **miss.options}
     compiled = torch.compile(miss.program, backend="flashmhf", dynamic=miss.dynamic, options=options)
     taken = tuple(dtype for dtype in DTYPES["cpu"] if dtype != miss.without)

@@ -85,13 +85,12 @@ def hold(property_: Property, seed: int, end: float, folder: Path) -> Result:
             raise TurnIsOver
         try:
             property_.check(example)
-        except UnsatisfiedAssumption:
+        except UnsatisfiedAssumption:  # it does not count
             raise
         except Exception as error:
             failed = example, error
             raise
-        finally:
-            result.examples[property_.name] += 1
+        result.examples[property_.name] += 1
 
     programs.COUNTS.clear()
     with coverage.counting(result.fired), contextlib.suppress(TurnIsOver):

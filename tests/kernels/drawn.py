@@ -33,7 +33,7 @@ class Short:
     """A dataclass whose repr has only what differs from the defaults."""
 
     def __repr__(self) -> str:
-        given = ((f.name, getattr(self, f.name), f.default) for f in fields(self))  # type: ignore[arg-type]
+        given = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
         text = ", ".join(f"{name}={value!r}" for name, value, default in given if value != default)
         return f"{type(self).__name__}({text})"
 

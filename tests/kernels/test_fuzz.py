@@ -74,7 +74,7 @@ def test_each_choice_is_drawn() -> None:
         assert seen[size] & set(MORE)
     for size in ("batch", "length"):
         assert 0 in seen[size]
-    assert max(seen["length"]) > 64  # type: ignore[type-var]
+    assert max(seen["length"]) > 64
     for name in (*NAMES, "grad"):
         assert seen[f"{name}, kind"] == {"normal", "sparse", "zero"}
         assert seen[f"{name}, power"] == {-2, -1, 0, 1}
@@ -84,7 +84,7 @@ def test_each_choice_is_drawn() -> None:
 
 def smallest(predicate: Callable[[Call], bool], **choices: object) -> Call:
     """The simplest call of which something holds."""
-    return find(calls(**choices), predicate, settings=settings(SUITE, max_examples=500))  # type: ignore[arg-type]
+    return find(calls(**choices), predicate, settings=settings(SUITE, max_examples=500))
 
 
 @pytest.mark.parametrize(

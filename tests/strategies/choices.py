@@ -7,6 +7,7 @@ from dataclasses import dataclass
 LETTERS = "bthgefdo"
 """Batch, token, head (of the weights), head of a group, sub-network, width, channel in, channel out."""
 
+# Numbers are written out: where all sizes are symbols, pi is one as well.
 ACTIVATIONS = {
     "silu": ("silu({x})", "{x} * torch.sigmoid({x})", "{x} / (1 + torch.exp(-{x}))"),
     "gelu": (

@@ -55,6 +55,10 @@ class Program:
         """The text of a module that has the program and what is so of it."""
         return f"from tests.strategies.choices import Claims, Spec\n\nCLAIMS = {self.claims}\n\n\n{self.text}"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """How Hypothesis prints what fails; of itself it would name all choices."""
+        printer.text(repr(self))
+
     def __repr__(self) -> str:
         what = f"# mutant: {self.mutant.name}\n" if self.mutant else ""
         return f"\n{what}{self.text}"
