@@ -117,8 +117,12 @@ def find(tape: Tape, accept: Callable[[Match], None] = lambda match: None) -> li
     settled: list[Match] = []
     nearest: dict[Value, Unmatched] = {}
     others: dict[Value, frozenset[Value]] = {}  # what an activation is multiplied with
-    linear = {anchor for anchor, name in activations.anchors.items() if name == "identity"}
-    tiers: list[Collection[Value]] = [linear, activations.anchors.keys() - evident - linear, evident]
+    identities = {anchor for anchor, name in activations.anchors.items() if name == "identity"}
+    tiers: list[Collection[Value]] = [
+        identities,
+        activations.anchors.keys() - evident - identities,
+        evident,
+    ]
     while tiers:
         tier = tiers.pop()
         search = _Search(tape, activations, tier, settled)
