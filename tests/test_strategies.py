@@ -216,9 +216,9 @@ def test_what_fails_is_printed_as_its_source() -> None:
 
     with pytest.raises(AssertionError) as failure:
         Property(no_relu, programs(), 200).hold()
-    (note,) = failure.value.__notes__
-    assert "hidden = relu(gate) * up" in note
-    assert "Writing(" not in note
+    notes = "\n".join(failure.value.__notes__)  # where CI is set, how to reproduce it is another
+    assert "hidden = relu(gate) * up" in notes
+    assert "Writing(" not in notes
 
 
 def test_a_program_is_its_source_for_the_reader() -> None:
