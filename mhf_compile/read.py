@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -83,18 +83,21 @@ class Reader:
         return notation.divide(index, size, self.split)
 
     def reshape(self, index: Indices, shape: Sequence[Size], target: Sequence[Size]) -> Indices:
-        """The same row-major position in another shape; equal outer and inner dimensions are left alone."""
+        """The same row-major position in another shape, by runs of dimensions that have as many entries."""
         kept = [position for position, size in zip(index, shape, strict=True) if size != 1]
         shape = [size for size in shape if size != 1]
         goal = [size for size in target if size != 1]
-        if shape != goal:
-            outer = next(i for i, pair in enumerate(zip_longest(shape, goal)) if pair[0] != pair[1])
-            rests = zip_longest(reversed(shape[outer:]), reversed(goal[outer:]))
-            inner = next(i for i, pair in enumerate(rests) if pair[0] != pair[1])
-            middle, changed = slice(outer, len(shape) - inner), slice(outer, len(goal) - inner)
-            flat = notation.flatten(kept[middle], shape[middle])
-            kept[middle] = notation.unflatten(flat, goal[changed] or (1,), self.split)[: len(goal[changed])]
-        remaining = iter(kept)
+        ends = {count: j for j, count in enumerate(accumulate(goal, notation.times), 1) if count != 0}
+        cuts = [(i, ends[n]) for i, n in enumerate(accumulate(shape, notation.times), 1) if n in ends]
+        whole = len(shape), len(goal)
+        moved: list[Index] = []
+        for (i, j), (last, end) in pairwise([(0, 0), *(cut for cut in cuts if cut != whole), whole]):
+            if last == i + 1 and end == j + 1:
+                moved.append(kept[i])
+            elif end > j:
+                flat = notation.flatten(kept[i:last], shape[i:last])
+                moved += notation.unflatten(flat, goal[j:end], self.split)
+        remaining = iter(moved)
         return tuple(Index() if size == 1 else next(remaining) for size in target)
 
     # -- rules
