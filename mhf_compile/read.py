@@ -6,7 +6,7 @@ to keep; ``operand`` follows an entry through rearrangements only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
@@ -144,7 +144,7 @@ class Reader:
             if terms == []:
                 self.visit(*path, leaf)
                 return None
-            entry = _same_entry(terms) or self._whole(terms)
+            entry = _same_entry(terms) or self._whole(terms, path)
             if entry is None:
                 return Leaf(found.value, tuple(self.current(i) for i in found.index))
             path.append(leaf)
@@ -157,9 +157,7 @@ class Reader:
 
     def number(self, leaf: Leaf) -> list[Term] | None:
         """The number that an entry is, of a tensor that is filled with it."""
-        path: list[Leaf] = []
-        below = self._below(leaf, path)
-        assert isinstance(below, Leaf)
+        *path, below = self._moved(leaf)
         rule = self.rule(below.value) if isinstance(below.value, Value) else None
         terms = self.apply(below) if rule is not None and rule.kind == "constant" else None
         if terms is None or any(term.factors for term in terms):
@@ -167,30 +165,37 @@ class Reader:
         self.visit(*path, below)
         return terms
 
-    def _whole(self, terms: list[Term] | None) -> Leaf | None:
-        """The entry of one tensor that pieces of it make up."""
+    def _whole(self, terms: list[Term] | None, path: list[Leaf]) -> Leaf | None:
+        """The entry of one tensor that pieces of it make up; what was passed is added to a path."""
         if terms is None or len(terms) < 2:
             return None
-        path: list[Leaf] = []
-        below = [replace(t, factors=tuple(self._below(f, path) for f in t.factors)) for t in terms]
+        passed: list[Leaf] = []
+        below = [replace(t, factors=tuple(self._fittest(f, passed) for f in t.factors)) for t in terms]
         splits = dict(self.splits)
         entry = _same_entry(fold(below, splits))
         if entry is None or not isinstance(entry.value, Value):
             return None
         self.splits.update(splits)
-        self.visit(*path)
+        path += passed
         return entry
 
-    def _below(self, factor: Factor, path: list[Leaf]) -> Factor:
-        """An entry below all rearrangements; what was passed is added to a path."""
-        while isinstance(factor, Leaf) and isinstance(factor.value, Value):
-            rule = self.rule(factor.value)
-            entry = _same_entry(self.apply(factor)) if rule is not None and rule.kind == "move" else None
-            if entry is None:
-                break
-            path.append(factor)
-            factor = entry
-        return factor
+    def _moved(self, leaf: Leaf) -> Iterator[Leaf]:
+        """An entry, and what it comes from by rearrangements, one after the other."""
+        entry: Leaf | None = leaf
+        while entry is not None:
+            yield entry
+            rule = self.rule(entry.value) if isinstance(entry.value, Value) else None
+            entry = _same_entry(self.apply(entry)) if rule is not None and rule.kind == "move" else None
+
+    def _fittest(self, factor: Factor, path: list[Leaf]) -> Factor:
+        """The deepest of the fittest tensors that an entry comes from; what was passed is added to a path."""
+        if not isinstance(factor, Leaf) or not isinstance(factor.value, Value):
+            return factor
+        way = list(self._moved(factor))
+        fitness = [self.fitness(leaf.value) for leaf in way if isinstance(leaf.value, Value)]
+        last = max(range(len(way)), key=lambda i: (fitness[i], i))
+        path += way[:last]
+        return way[last]
 
     def visit(self, *leaves: Leaf) -> None:
         """Note that values are read through."""
