@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from mhf_compile.alike import Alike
-from mhf_compile.expression import Call, Expression, Known, X, functions, identify, text, times
+from mhf_compile.expression import Call, Expression, Known, X, functions, identify, text, times, varies
 from mhf_compile.kernels.activations import ACTIVATIONS
 from mhf_compile.notation import ONE, Delta, Factor, Func, Leaf, Term, Unreadable
 from mhf_compile.read import DTYPES, Reader, entry_axes
@@ -51,9 +51,9 @@ class _Product:
     """What was read through."""
 
     def take(self, expression: Expression, path: list[Leaf], count: int = 1) -> None:
-        """Multiply something in that depends on the entry only."""
+        """Multiply something in that depends on the entry only; a number counts for nothing."""
         self.inside = times(self.inside, expression)
-        self.count += count
+        self.count += count * varies(expression)
         self.path += path
 
     @property

@@ -63,6 +63,11 @@ def functions(expression: Expression) -> set[str]:
     return {call.name for call in calls}.union(*(functions(call.argument) for call in calls))
 
 
+def varies(expression: Expression) -> bool:
+    """Whether an expression depends on the entry at all."""
+    return any(isinstance(f, X) or varies(f.argument) for _, factors in expression for f in factors)
+
+
 def text(expression: Expression) -> str:
     """An expression for people, its numbers with all their digits."""
     terms = []
