@@ -26,7 +26,11 @@ UNGATED = ("relu", "gelu", "gelu_tanh", "relu_squared", "silu")  # those in use 
 
 @dataclass(frozen=True)
 class Case:
-    """One call. `layout` says how the operands lie in memory, see `Case.operands`."""
+    """One call.
+
+    `layout` says how the operands lie in memory, see `Case.operands`; `shift` is added to gates, by a column
+    of ones in q.
+    """
 
     batch: int = 2
     length: int = 19
@@ -43,6 +47,7 @@ class Case:
     layout: str = "contiguous"
     gate_scale: float = 1.0
     scale: float = 1.0
+    shift: float = 0.0
 
     def operands(self, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor | None, ...]:
         """q, k, u, v, r (float32), gate_bias, up_bias with entries that half precision holds exactly."""
@@ -54,9 +59,12 @@ class Case:
 
         weight = (self.kv_heads, self.subnetworks, self.width)
         tokens = (self.batch, self.length, self.heads)
+        q, k = normal(*tokens, self.head_dim), normal(*weight, self.head_dim, std=self.head_dim**-0.5)
+        if self.shift:
+            q[..., 0], k[..., 0] = 1, self.shift
         return (
-            normal(*tokens, self.head_dim),
-            normal(*weight, self.head_dim, std=self.head_dim**-0.5),
+            q,
+            k,
             normal(*weight, self.head_dim, std=self.head_dim**-0.5) if self.gated else None,
             normal(*weight, self.out_dim, std=self.width**-0.5),
             normal(*tokens, self.subnetworks, dtype=torch.float32) if self.router else None,
@@ -120,6 +128,28 @@ CASES = {
     ),
 }
 EMPTY = {"no batch": Case(batch=0), "no tokens": Case(length=0, biases=True)}
+
+
+SLOPES: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]] = {
+    "silu": lambda x, s, c: (s, x * s * c),
+    "sigmoid": lambda x, s, c: (s * c,),
+}
+"""Slopes as sums of what has all its digits, in x, sigmoid(x) and sigmoid(-x)."""
+
+
+def check_slope(slope: Callable[[Tensor], Tensor], activation: str, device: str = "cpu") -> None:
+    """Assert that a slope in float32 has its digits wherever x is, as eager's has of `x / (1 + exp(-x))`.
+
+    Six roundings of half a unit each are allowed for. And the exponential's argument is rounded, which moves
+    a sigmoid by `abs(x) * sigmoid(x) * sigmoid(-x)` units, and what is multiplied with x by so much more.
+    """
+    x = torch.linspace(-30, 30, 5001, device=device)
+    exact = x.double()
+    s, c = exact.sigmoid(), (-exact).sigmoid()
+    parts = SLOPES[activation](exact, s, c)
+    units = 3 * sum(part.abs() for part in parts) + exact.abs() * (1 + exact.abs()) * s * c
+    error = (slope(x).double() - sum(parts)).abs() / torch.finfo(torch.float32).eps
+    assert (error <= units).all(), f"{error.max()} units at {x[error.argmax()]}"
 
 
 def formula(

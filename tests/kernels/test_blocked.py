@@ -7,9 +7,19 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mhf_compile.kernels import activations
 from mhf_compile.kernels.flash_mhf import blocked
 
-from .battery import ACTIVATIONS, CASES, EMPTY, Case, check, check_each_gradient_alone
+from .battery import (
+    ACTIVATIONS,
+    CASES,
+    EMPTY,
+    SLOPES,
+    Case,
+    check,
+    check_each_gradient_alone,
+    check_slope,
+)
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -48,6 +58,11 @@ def test_without_tokens_weight_gradients_are_zero(case):
 @pytest.mark.parametrize("case", ["biases", "ungated gelu"])
 def test_a_gradient_alone_is_the_one_among_all(case):
     check_each_gradient_alone(blocked, CASES[case])
+
+
+@pytest.mark.parametrize("activation", SLOPES)
+def test_slopes_of_large_gates_have_their_digits(activation):
+    check_slope(lambda x: activations.ACTIVATIONS[activation].backward(torch.ones_like(x), x), activation)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

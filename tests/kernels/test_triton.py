@@ -14,10 +14,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from mhf_compile.kernels.flash_mhf.config import Target
+from mhf_compile.kernels.flash_mhf.elementwise import slope
 
-from .battery import CASES, EMPTY, Case, check, check_each_gradient_alone, formula
+from .battery import CASES, EMPTY, SLOPES, Case, check, check_each_gradient_alone, check_slope, formula
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -54,6 +57,12 @@ MATRIX = {
         length=70, heads=2, head_dim=96, subnetworks=3, width=200, out_dim=80, gated=False, activation="gelu"
     ),
 }
+
+
+@triton.jit
+def slopes(x, y, size, NAME: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(y + i, slope(tl.load(x + i, i < size), NAME, False), i < size)
 
 
 @pytest.fixture(params=TARGETS)
@@ -115,6 +124,17 @@ def test_a_gradient_alone_is_the_one_among_all(kernels, case, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("activation", SLOPES)
+def test_slopes_of_large_gates_have_their_digits(activation, device):
+    def run(x):
+        y = torch.empty_like(x)
+        slopes[(1,)](x, y, len(x), activation, triton.next_power_of_2(len(x)))
+        return y
+
+    check_slope(run, activation, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", MATRIX.values(), ids=MATRIX)
 def test_sizes(kernels, case, device):
     check(kernels, case, torch.bfloat16, device)
@@ -143,19 +163,13 @@ def test_what_is_not_finite_stays_in_its_token(kernels, case, value, device):
 @pytest.mark.parametrize("mean", [0, -2, -3])
 def test_gates_that_are_shifted(mean):
     """The approximate tanh has no interpreter; -3 is about as far as it errs less than eager does."""
-    case = Case(batch=1, length=500, heads=2, head_dim=128, out_dim=128, subnetworks=2, width=256)
-    q, k, *others = case.operands(torch.bfloat16, "cuda")
-    q[..., 0], k[..., 0] = 1, mean
-    shifted = SimpleNamespace(
-        batch=1, length=500, out_dim=128, constants=case.constants,
-        operands=lambda dtype, device: (q, k, *others),
-    )  # fmt: skip
+    case = Case(batch=1, length=500, head_dim=128, out_dim=128, subnetworks=2, width=256, shift=mean)
     folder = "mhf_compile.kernels.flash_mhf"
     implementation = SimpleNamespace(
         forward=importlib.import_module(f"{folder}.forward").forward,
         backward=importlib.import_module(f"{folder}.backward").backward,
     )
-    check(implementation, shifted, torch.bfloat16, "cuda")
+    check(implementation, case, torch.bfloat16, "cuda")
 
 
 @pytest.mark.gpu

@@ -16,6 +16,14 @@ def _tanh(x):
 
 
 @triton.jit
+def _sigmoids(x):
+    """The sigmoids of x and of -x by one exponential; 1 - sigmoid(x) has few digits where x is large."""
+    e = tl.exp(-x)
+    s = 1 / (1 + e)
+    return s, tl.where(s < 0.5, 1 - s, e * s)
+
+
+@triton.jit
 def activate(x, NAME: tl.constexpr, FAST: tl.constexpr):
     """The activation. For a FAST silu, x is half of its argument: silu(2x) = x + x tanh(x)."""
     if NAME == "silu":
@@ -48,8 +56,8 @@ def slope(x, NAME: tl.constexpr, FAST: tl.constexpr):
             t = _fast_tanh(x)
             y = (0.5 + 0.5 * t) * (1 + x * (1 - t))
         else:
-            s = tl.sigmoid(x)
-            y = s * (1 + x * (1 - s))
+            s, of_minus = _sigmoids(x)
+            y = s * (1 + x * of_minus)
     elif NAME == "gelu":
         y = 0.5 * (1 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
     elif NAME == "gelu_tanh":
@@ -60,8 +68,8 @@ def slope(x, NAME: tl.constexpr, FAST: tl.constexpr):
     elif NAME == "relu_squared":
         y = 2 * tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif NAME == "sigmoid":
-        s = tl.sigmoid(x)
-        y = s * (1 - s)
+        s, of_minus = _sigmoids(x)
+        y = s * of_minus
     else:
         tl.static_assert(NAME == "identity")
         y = tl.full(x.shape, 1.0, tl.float32)
