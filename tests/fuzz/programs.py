@@ -85,8 +85,8 @@ def the_report_has_the_sizes_of_the_program(program: Program) -> None:
     assert found.rewrites
     for rewrite in (rewrite for report in found.reports for rewrite in report.rewrites):
         assert rewrite.pattern == ("flash_mhf" if spec.gated else "ungated_mhf")
-        # Heads that share all weights may be read as tokens.
-        assert rewrite.heads in (spec.heads * spec.group, 1)
+        # Heads that share all weights may be read as tokens, in each group or all.
+        assert rewrite.heads in (spec.heads * spec.group, spec.heads, 1)
         assert rewrite.tokens * rewrite.heads == spec.batch * spec.length * spec.heads * spec.group
         assert rewrite.head_dim == spec.head_dim
         assert rewrite.out_dim == spec.out_dim
@@ -101,19 +101,25 @@ def the_report_has_the_sizes_of_the_program(program: Program) -> None:
 LARGER = {"length": 16, "width": 12, "head_dim": 8, "out_dim": 8}
 """Sizes with enough entries for a root mean square."""
 
+DRAWS = 32
+"""Of inputs, for gradients that have few entries, or few that are not small: over many, luck evens out."""
+
 
 def the_error_is_at_most_twice_eager_s(program: Program) -> None:
     """Against the same program in float64; either is rounded once more, to its dtype."""
-    found = run(program)
+    torch._dynamo.reset()
+    model, _ = load(program.text)
+    exact, _ = load(re.sub(r"^dtype = torch\.\w+", "dtype = torch.float64", program.text, flags=re.M))
+    exact.load_state_dict(model.state_dict())
+    ways = model, torch.compile(model, backend="flashmhf", options=OPTIONS)
+    errors = []
     with quiet():
-        small, inputs = load(program.text)
-        model, _ = load(re.sub(r"^dtype = torch\.\w+", "dtype = torch.float64", program.text, flags=re.M))
-        model.load_state_dict(small.state_dict())
-        exact = outcome(model, model, tuple(x.detach().double().requires_grad_() for x in inputs))
-    half = eps_of(program) / 2
-    errors = [errors_of(of, exact) for of in (found.eager, found.outcome)]
-    for before, after in zip(*errors, strict=True):
-        assert after <= 2 * before + half, errors
+        for draw in range(DRAWS):
+            _, inputs = load(program.text.replace("manual_seed(0)", f"manual_seed({draw})"))
+            truth = outcome(exact, exact, tuple(x.detach().double().requires_grad_() for x in inputs))
+            errors.append([errors_of(outcome(way, model, inputs), truth) for way in ways])
+    before, after = torch.tensor(errors).square().mean(0).sqrt()
+    assert (after <= 2 * before + eps_of(program) / 2).all(), (before, after)
 
 
 def errors_of(found: Outcome, exact: Outcome) -> list[float]:
@@ -279,8 +285,9 @@ def a_mutant_is_never_wrong(program: Program) -> None:
     found = run(program)
     assert not any("the proof failed" in reason for reason in found.reasons), found.shown
     check_equal(found.outcome, found.eager, eps_of(program))
+    # What is checkpointed runs again where the backward needs a part of it.
     again = program.claims.checkpointed and bool(found.outcome.gradients)
-    assert found.calls == found.rewrites * (2 if again else 1), found.shown
+    assert found.rewrites <= found.calls <= found.rewrites * (2 if again else 1), found.shown
 
 
 def a_graph_without_a_rewrite_is_as_it_came(program: Program) -> None:
@@ -351,7 +358,7 @@ PROPERTIES = (
         the_error_is_at_most_twice_eager_s,
         programs(spec={**LARGER, "dtype": "float32"}, detours=0)
         | programs(spec={**LARGER, "dtype": "bfloat16"}, detours=0),
-        24,
+        12,
     ),
     # No two of its sizes are equal: PyTorch takes equal ones for one symbol.
     # A known gap: pieces of such a size are not read.

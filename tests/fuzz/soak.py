@@ -34,8 +34,8 @@ AT_LEAST = 20
 """How often each rule and each refusal fires in half an hour on two cores."""
 
 KINDS: dict[str, tuple[tuple[Property, ...], int]] = {
-    "programs": (programs.PROPERTIES, 7),
-    "near misses": (near.PROPERTIES, 3),
+    "programs": (programs.PROPERTIES, 13),
+    "near misses": (near.PROPERTIES, 8),
     "calls of the kernels": (kernels.PROPERTIES, 1),
 }
 """What is drawn, the properties of it, and the share of the time that these have."""
