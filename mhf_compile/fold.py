@@ -161,7 +161,7 @@ def _is_moved(first: Term, second: Term, names: dict[Axis, Axis], x: Axis, by: S
     def factor(a: Factor, b: Factor) -> bool:
         match a, b:
             case Leaf(), Leaf():
-                same = a.value is b.value and len(a.index) == len(b.index)
+                same = a.value == b.value and len(a.index) == len(b.index)
                 return same and all(map(index, a.index, b.index))
             case Func(name, tuple() as inner), Func(other, tuple() as another):
                 return name == other and len(inner) == len(another) and all(map(term, inner, another))
