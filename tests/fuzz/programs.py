@@ -106,7 +106,7 @@ DRAWS = 32
 
 
 def the_error_is_at_most_twice_eager_s(program: Program) -> None:
-    """Against the same program in float64; either is rounded once more, to its dtype."""
+    """Against the same program in float64, where eager does not overflow; either is rounded once more."""
     torch._dynamo.reset()
     model, _ = load(program.text)
     exact, _ = load(re.sub(r"^dtype = torch\.\w+", "dtype = torch.float64", program.text, flags=re.M))
@@ -119,7 +119,8 @@ def the_error_is_at_most_twice_eager_s(program: Program) -> None:
             truth = outcome(exact, exact, tuple(x.detach().double().requires_grad_() for x in inputs))
             errors.append([errors_of(outcome(way, model, inputs), truth) for way in ways])
     before, after = torch.tensor(errors).square().mean(0).sqrt()
-    assert (after <= 2 * before + eps_of(program) / 2).all(), (before, after)
+    bound = 2 * before + eps_of(program) / 2
+    assert ((after <= bound) | ~before.isfinite()).all(), (before, after)
 
 
 def errors_of(found: Outcome, exact: Outcome) -> list[float]:
