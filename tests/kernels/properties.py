@@ -172,7 +172,8 @@ def roundings(call: Call, operands: tuple[Tensor | None, ...], grad: Tensor) -> 
 
     A result is rounded to its dtype in the end; Triton rounds hidden, d_gate and d_up as well, and the sums
     over chunks of those: up to three in a row. Below the normal numbers a rounding is by half of the smallest
-    number there is, times the other factors.
+    number there is, times the other factors. There Triton's interpreter takes any bfloat16 for any other,
+    also in an operand.
     """
     own = torch.finfo(getattr(torch, call.dtype))
     single = min(own.eps, SINGLE.eps) / 2
@@ -186,6 +187,8 @@ def roundings(call: Call, operands: tuple[Tensor | None, ...], grad: Tensor) -> 
         last = torch.finfo(getattr(torch, call.r_dtype)) if name == "r" else own
         relative = count * single + halves * own.eps / 2 + last.eps / 2
         absolute = sum(n * x.smallest_normal * x.eps for n, x in ((count, SINGLE), (halves, own), (1, last)))
+        if halves and call.dtype == "bfloat16":
+            absolute += (len(call.everything) + halves + 1) * own.smallest_normal
         errors[name] = relative * bound[name] + absolute * below[name]
     return errors
 
