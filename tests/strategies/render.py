@@ -488,11 +488,11 @@ class Scaled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x):
-        return 3 * x
+        return 0.5 * x
 
     @staticmethod
     def backward(ctx, grad):
-        return 3 * grad
+        return 0.5 * grad
 '''
 
 MAKE = """\
