@@ -342,14 +342,23 @@ class _Search:
                 yield Unmatched(pattern, anchor, why)
 
     def _root(self, value: Value) -> Value | None:
-        """The smallest value with a node of which a value is a rearrangement."""
+        """The smallest value with a node of which a value is a rearrangement, or is put together again."""
         root = value if self._has_node(value) else None
-        reader = Reader()
+        reader = Reader(self._has_node)
         while value not in self.anchors and value.op is not None:
             rule = reader.rule(value)
-            if rule is None or rule.kind != "move" or rule.products is None:
+            if rule is None or rule.products is None:
                 break
-            value = next(v for v in itertools.chain(*rule.products(value.op)) if v in self.carried)
+            if rule.kind == "move":
+                value = next(v for v in itertools.chain(*rule.products(value.op)) if v in self.carried)
+            elif rule.kind == "join":
+                whole = reader.operand(Leaf(value, entry_axes(value)))
+                if whole is None or whole.value is value or whole.value not in self.carried:
+                    break
+                assert isinstance(whole.value, Value)
+                value = whole.value
+            else:
+                break
             root = value if self._has_node(value) else root
         return root
 
