@@ -32,7 +32,7 @@ from mhf_compile.match import Match
 from mhf_compile.notation import Axis, Index, Size
 from mhf_compile.reasons import NO_ZEROS, Refusal
 from mhf_compile.record import record_function
-from mhf_compile.region import Region
+from mhf_compile.region import Region, joined
 from mhf_compile.report import source_of
 from mhf_compile.rules import RULES, filling, function_name, permutation, scalar, slicing
 from mhf_compile.tape import Op, Value
@@ -351,20 +351,28 @@ def _prove(match: Match) -> str:
         return math.prod(sizes.get(axis, extent(axis.size)) for axis in index.axes)
 
     def shape(value: Value) -> tuple[int, ...]:
-        index = match.visited[value] if value in match.visited else leaf_index[value]
+        index = match.visited.get(value) or leaf_index.get(value)
+        if index is None:
+            return tuple(map(extent, value.shape))
         return tuple(length(i, s) for i, s in zip(index, value.shape, strict=True))
 
     leaf_index = _leaf_indices(match)
+    composed = joined(
+        {v for v, index in leaf_index.items() if sizes.keys().isdisjoint(a for i in index for a in i.axes)}
+    )
+    others = (part for value in composed if value.op is not None for part in value.op.inputs)
+    drawn = dict.fromkeys((*leaf_index, *(part for part in others if part not in match.visited)))
     generator = torch.Generator().manual_seed(len(region))
     known = {
-        leaf: torch.empty(shape(leaf), dtype=torch.float64).random_(PRIME, generator=generator)
-        for leaf in leaf_index
+        value: torch.empty(shape(value), dtype=torch.float64).random_(PRIME, generator=generator)
+        for value in drawn
+        if value not in composed
     }
     for operand in match.unification.operands.values():
         for twin in operand.twins:
             _share(known, operand.leaves[0].value, twin.value)
     replay = _Replay(shape, known, match.alike)
-    replay.run(value for value in region if value not in known)
+    replay.run(sorted({*region, *composed} - known.keys(), key=lambda value: value.time))
 
     def call(function: str | Callable[..., Tensor], *args: Any) -> Tensor:
         result = (getattr(torch.Tensor, function) if isinstance(function, str) else function)(*args)
@@ -374,7 +382,7 @@ def _prove(match: Match) -> str:
 
     builder = Builder[Tensor](
         call,
-        lambda value: known[value],
+        lambda value: replay.tensors[value],
         lambda axis: sizes.get(axis, extent(axis.size)),
         lambda tensor, factor: tensor * number(factor) % PRIME,
     )
@@ -430,7 +438,8 @@ def _leaf_indices(match: Match) -> dict[Value, tuple[Index, ...]]:
 def _share(known: dict[Value, Tensor], value: Any, twin: Any) -> None:
     """Let a value that is computed like another one have the same tensor."""
     if isinstance(value, Value):
-        known[twin] = known[value]
+        if value in known:
+            known[twin] = known[value]
     else:
         for part, other in zip(value.parts, twin.parts, strict=True):
             _share(known, part, other)

@@ -7,7 +7,7 @@ or in modes that change inside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -109,7 +109,7 @@ class Region:
                 convert((value.op.args, tuple(value.op.kwargs.items())), name),
                 name(value),
             )
-            for value in self.values
+            for value in sorted({*self.values, *joined(self.leaves)}, key=lambda value: value.time)
             if value.op is not None
         )
 
@@ -239,6 +239,27 @@ class Region:
             and first.op is not None
             and (first.op in self.ops or first.op.name in _CREATION)
         )
+
+
+def joined(leaves: Collection[Value]) -> set[Value]:
+    """Leaves that are put together of others, as a stack whose parts are leaves too, and what is between."""
+
+    def kind(value: Value) -> str:
+        rule = RULES.get(value.op.name) if value.op is not None else None
+        return rule.kind if rule is not None else ""
+
+    pending = [leaf for leaf in leaves if kind(leaf) == "join"]
+    below: set[Value] = set()
+    while pending:
+        value = pending.pop()
+        if value.op is not None and value not in below and kind(value) in ("move", "join"):
+            below.add(value)
+            pending += value.op.inputs
+    found: set[Value] = set()
+    for value in sorted(below, key=lambda value: value.time):
+        if value.op is not None and any(part in leaves or part in found for part in value.op.inputs):
+            found.add(value)
+    return found
 
 
 _KEEPS_RESULT = ("sigmoid", "exp", "reciprocal", "tanh", "relu")

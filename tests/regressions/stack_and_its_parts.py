@@ -3,7 +3,6 @@
 from tests.strategies.choices import Claims, Spec
 
 PROPERTY = "each_feed_forward_is_one_call"
-GAP = "a stack and its parts are drawn apart by the proof, which then fails"
 CLAIMS = Claims(layers=1, spec=Spec(batch=2, length=3, heads=2, group=1, networks=2, width=3, head_dim=2, out_dim=2, gated=True, routed=True, gate_bias=False, up_bias=False, activation='silu', gate_scale=1.0, scale=1.0, dtype='float64'), together=1, checkpointed=False, rounds='float64', mutant=False)
 
 
