@@ -109,14 +109,14 @@ def hold(property_: Property, seed: int, end: float, folder: Path) -> Result:
 
 def work(number: int, seed: int, seconds: float, only: str, folder: Path, results: Any) -> None:
     """Give the turn to the property that had the least of its share, again and again, for some seconds."""
-    start = time.time()
+    start, parent = time.time(), multiprocessing.parent_process()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     draw = random.Random(f"{seed} {number}")
     chosen = [p for p in PROPERTIES if only in p.name]
     draw.shuffle(chosen)
     had = dict.fromkeys(chosen, 0.0)
-    while (now := time.time()) < start + seconds:
+    while (now := time.time()) < start + seconds and (parent is None or parent.is_alive()):
         property_ = min(chosen, key=lambda p: had[p] / SHARES[p.name])
         seed_here = draw.getrandbits(32)
         results.put((number, f"{property_.name} (seed {seed_here})"))

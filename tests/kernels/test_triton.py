@@ -23,10 +23,11 @@ from mhf_compile.kernels.flash_mhf.elementwise import slope
 from .battery import CASES, EMPTY, SLOPES, Case, check, check_each_gradient_alone, check_slope, formula
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+NO_GPU = INTERPRETED or not torch.cuda.is_available()
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 DEVICES = [
     pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")),
-    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(INTERPRETED, reason="is interpreted")]),
+    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(NO_GPU, reason="needs a CUDA device")]),
 ]
 TARGETS = {  # what there is to choose: pointers or descriptors, on the chip or by chunks of 256 tokens
     "pointers": (Target("sm_80", 8), None),
@@ -69,8 +70,6 @@ def slopes(x, y, size, NAME: tl.constexpr, BLOCK: tl.constexpr):
 def kernels(request):
     """An implementation for `battery`, on one of the targets; on a GPU on itself."""
     device = request.getfixturevalue("device")
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     target, workspace = TARGETS[request.param]
     if device == "cuda":
         target = None
