@@ -102,7 +102,11 @@ LARGER = {"length": 16, "width": 12, "head_dim": 8, "out_dim": 8}
 """Sizes with enough entries for a root mean square."""
 
 DRAWS = 32
-"""Of inputs, for gradients that have few entries, or few that are not small: over many, luck evens out."""
+"""Of inputs, for gradients that have few entries, or few that are not small.
+
+Of two errors that are alike, normal and of one entry, one is twice the other over so many draws once in
+10,000 times; the bound has half a unit more.
+"""
 
 
 def the_error_is_at_most_twice_eager_s(program: Program) -> None:
@@ -118,15 +122,20 @@ def the_error_is_at_most_twice_eager_s(program: Program) -> None:
             _, inputs = load(program.text.replace("manual_seed(0)", f"manual_seed({draw})"))
             truth = outcome(exact, exact, tuple(x.detach().double().requires_grad_() for x in inputs))
             errors.append([errors_of(outcome(way, model, inputs), truth) for way in ways])
-    before, after = torch.tensor(errors).square().mean(0).sqrt()
-    bound = 2 * before + eps_of(program) / 2
-    assert ((after <= bound) | ~before.isfinite()).all(), (before, after)
+    found = torch.tensor(errors)  # [draw, eager or compiled, tensor]
+    before, after = found.where(found[:, :1].isfinite(), 0).square().mean(0).sqrt()
+    assert (after <= 2 * before + eps_of(program) / 2).all(), (before, after)
 
 
 def errors_of(found: Outcome, exact: Outcome) -> list[float]:
-    """The relative root-mean-square error of all results and gradients."""
+    """The relative root-mean-square error of all results and gradients; 0 of what is exactly 0."""
+    least = torch.finfo(torch.float64).tiny
     pairs = zip([*found.results, *found.gradients], [*exact.results, *exact.gradients], strict=True)
-    return [float((a.double() - b).norm() / b.norm()) for a, b in pairs if a is not None and b is not None]
+    return [
+        float((a.double() - b).norm() / b.norm().clamp(min=least))
+        for a, b in pairs
+        if a is not None and b is not None
+    ]
 
 
 def nothing_that_is_given_is_changed(program: Program) -> None:
