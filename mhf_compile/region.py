@@ -243,16 +243,11 @@ class Region:
 
 def joined(leaves: Collection[Value]) -> set[Value]:
     """Leaves that are put together of others, as a stack whose parts are leaves too, and what is between."""
-
-    def kind(value: Value) -> str:
-        rule = RULES.get(value.op.name) if value.op is not None else None
-        return rule.kind if rule is not None else ""
-
-    pending = [leaf for leaf in leaves if kind(leaf) == "join"]
+    pending = [leaf for leaf in leaves if _kind(leaf) == "join"]
     below: set[Value] = set()
     while pending:
         value = pending.pop()
-        if value.op is not None and value not in below and kind(value) in ("move", "join"):
+        if value.op is not None and value not in below and _kind(value) in ("move", "join"):
             below.add(value)
             pending += value.op.inputs
     found: set[Value] = set()
@@ -260,6 +255,12 @@ def joined(leaves: Collection[Value]) -> set[Value]:
         if value.op is not None and any(part in leaves or part in found for part in value.op.inputs):
             found.add(value)
     return found
+
+
+def _kind(value: Value) -> str:
+    """What the rule of the op that computes a value does; nothing where there is none."""
+    rule = RULES.get(value.op.name) if value.op is not None else None
+    return rule.kind if rule is not None else ""
 
 
 _KEEPS_RESULT = ("sigmoid", "exp", "reciprocal", "tanh", "relu")
