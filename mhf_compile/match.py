@@ -72,6 +72,11 @@ class Match:
         return f"{self.root}[{where}] = {notation.equation(tuple(terms))}"
 
     @property
+    def hidden(self) -> int:
+        """The number of hidden values, those of activation times up projection."""
+        return math.prod(notation.known(self.unification.size(role), self.hints) for role in "btghef")
+
+    @property
     def leaves(self) -> Iterator[Leaf]:
         """The leaves of the operands and of the addends."""
         for operand in self.unification.operands.values():
@@ -321,6 +326,7 @@ class _Search:
                     continue
                 seen.add(root)
                 value = root
+                match = None
                 try:
                     match = self.attempt(pattern, root)
                     accept(match)
@@ -330,6 +336,8 @@ class _Search:
                 except (NoMatch, Unreadable) as error:
                     log.debug("%s is no %s: %s", root, pattern.name, error)
                     why = error if isinstance(error, NoMatch) else NoMatch(str(error))
+                    if match is not None:  # a part of it may be refused just for being a part
+                        why.progress = match.hidden
                     for anchor in self.carried[root]:
                         failed.setdefault(anchor, []).append(why)
             if value.op is not None and value not in self.anchors:

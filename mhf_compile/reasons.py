@@ -76,12 +76,9 @@ def nearest(anchor: Value, failed: Sequence[NoMatch], stopped: NoMatch | None, l
         return NoMatch(f"it is inside a transform of torch.func ({transforms[0]})")
     if anchor.op.scope is not None and anchor.op.scope.inside:
         return NoMatch(f"it is inside {anchor.op.scope.inside}")
-    refusals = [error for error in failed if isinstance(error, Refusal)]
-    if refusals:
-        return refusals[0]
     if failed:  # of equals the smallest candidate's
         told = failed[::-1] if stopped is None else [*failed[::-1], stopped]
-        return max(told, key=lambda error: error.progress)
+        return max(told, key=lambda error: (isinstance(error, Refusal), error.progress))
     if stopped is not None:
         reason = f"it reaches no product with values: {stopped.reason}"
         return NoMatch(reason, stopped.at, stopped.progress, stopped.advice)

@@ -179,14 +179,13 @@ class Region:
     def _check_repeats(self) -> None:
         """Raise Refusal where a weight would be repeated to more than the activation that is saved."""
         unification, hints = self.match.unification, self.match.hints
-        wide = math.prod(notation.known(unification.size(role), hints) for role in "btghef")
         for name in ("k", "u", "v"):
             operand = unification.operands.get(name)
             if operand is None:
                 continue
             size = math.prod(notation.known(axis.size, hints) for dim in operand.dims for axis in dim)
             own = math.prod(notation.known(axis.size, hints) for axis in set(operand.leaves[0].axes))
-            if size - own > wide:
+            if size - own > self.match.hidden:
                 lacks = {axis for dim in operand.dims for axis in dim} - set(operand.leaves[0].axes)
                 others = ((n, o) for n, o in unification.operands.items() if n != "q")
                 has = [n for n, o in others if lacks <= set(o.leaves[0].axes)]

@@ -1788,6 +1788,15 @@ def up_under_autocast(q, k, u, v):
 
 
 @refused("mode", "autocast is switched inside it")
+def parts_added_up_under_autocast(q, keys, ups, values):
+    gate, up = networks(q, keys, ups)
+    hidden = silu(gate) * up  # of each part alone it would be said that hidden is used elsewhere
+    parts = [torch.einsum("bthf,hfo->btho", hidden[:, :, :, e], values[:, e]) for e in range(E)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return parts[0] + parts[1] + parts[2] + parts[3]
+
+
+@refused("mode", "autocast is switched inside it")
 def gate_under_autocast(q, k, u, v):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         gate = scores(q, k)
