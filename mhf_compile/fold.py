@@ -251,7 +251,7 @@ def _progression(group: list[tuple[Term, list[object]]]) -> Term:
         order = sorted(range(len(group)), key=lambda row: numbers[0][row])
         group = [group[row] for row in order]
         columns = [tuple(column[row] for row in order) for column in columns]
-    axis = Axis(len(group))
+    axis = Axis(len(group), pieced=True)
     term, _ = group[0]
     steps = [_step(column) for column in columns]
     rebuilt = _rebuild(term, iter(zip(columns, steps, strict=True)), axis)

@@ -6,15 +6,16 @@ to keep; ``operand`` follows an entry through rearrangements only.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from itertools import accumulate, pairwise
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, pairwise
 
 import torch
 
 from mhf_compile import notation
 from mhf_compile.fold import fold
-from mhf_compile.notation import Axis, Delta, Factor, Func, Index, Leaf, Size, Term, Unreadable
+from mhf_compile.notation import Axis, Delta, Factor, Func, Index, Leaf, Size, Tensor, Term, Unreadable
 from mhf_compile.rules import RULES, Indices, Rule, multiply
 from mhf_compile.tape import Op, Value
 
@@ -26,6 +27,15 @@ TERM_LIMIT = 4096
 
 FACTOR_LIMIT = 64
 """A value with a term of more factors than this is not read."""
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A tensor of which all pieces are joined: the entry at an index, and what was passed on the way."""
+
+    index: Indices
+    entry: Leaf
+    passed: list[Leaf]
 
 
 def _stops_gradient(value: Value, op: Op, grad: bool) -> bool:
@@ -53,6 +63,8 @@ class Reader:
         self.fitness = fitness
         self.splits: dict[Axis, Index] = {}
         self.visited: dict[Value, Indices] = {}
+        self.wholes: dict[Value, _Whole | None] = {}
+        self.passed: dict[Leaf, list[Leaf]] = {}  # the pieces between an entry of a join and that of a whole
 
     # -- axes
 
@@ -60,7 +72,7 @@ class Reader:
         """Cut an axis into two digits, everywhere."""
         high = notation.quotient(axis.size, low)
         assert high is not None
-        digits = ((low, Axis(high)), (1, Axis(low)))
+        digits = ((low, Axis(high, pieced=axis.pieced)), (1, Axis(low, pieced=axis.pieced)))
         self.splits[axis] = Index(0, digits)
         return self.splits[axis]
 
@@ -123,6 +135,11 @@ class Reader:
         if rule is None or value.op is None:
             return None
         index = tuple(self.current(i) for i in leaf.index)
+        if rule.kind == "join" and (whole := self._whole(value, value.op, rule)) is not None:
+            with contextlib.suppress(Unreadable):
+                entry = self._entry(whole, index)
+                self.passed[leaf] = whole.passed
+                return [Term(factors=(entry,))]
         try:
             return rule.read(value.op, value.output, index, self)
         except (Unreadable, LookupError):
@@ -144,7 +161,7 @@ class Reader:
             if terms == []:
                 self.visit(*path, leaf)
                 return None
-            entry = _same_entry(terms) or self._whole(terms, path)
+            entry = _same_entry(terms)
             if entry is None:
                 return Leaf(found.value, tuple(self.current(i) for i in found.index))
             path.append(leaf)
@@ -165,19 +182,67 @@ class Reader:
         self.visit(*path, below)
         return terms
 
-    def _whole(self, terms: list[Term] | None, path: list[Leaf]) -> Leaf | None:
-        """The entry of one tensor that pieces of it make up; what was passed is added to a path."""
-        if terms is None or len(terms) < 2:
+    def _whole(self, value: Value, op: Op, rule: Rule) -> _Whole | None:
+        """The tensor that the pieces of a join make up, if they do: then it is a rearrangement of that."""
+        if value not in self.wholes:
+            index, self.wholes[value] = entry_axes(value), None
+            with contextlib.suppress(Unreadable, LookupError):
+                self.wholes[value] = self._made_up(index, rule.read(op, value.output, index, self))
+        return self.wholes[value]
+
+    def _made_up(self, index: Indices, terms: list[Term]) -> _Whole | None:
+        """The nearest tensor that all terms are entries of, each in its place. Raises Unreadable."""
+        pieces = [f.value for t in terms for f in t.factors if isinstance(f, Leaf)]
+        if not len(pieces) == len(terms) > 1:
             return None
+        first, *others = ([*self._moves(piece)] for piece in pieces)
+        common = next((value for value in first if all(value in way for way in others)), None)
         passed: list[Leaf] = []
-        below = [replace(t, factors=tuple(self._fittest(f, passed) for f in t.factors)) for t in terms]
+
+        def below(factor: Factor) -> Factor:
+            for leaf in self._moved(factor) if isinstance(factor, Leaf) else ():
+                if leaf.value is common:
+                    return leaf
+                passed.append(leaf)
+            return factor
+
+        if common is None:
+            return None
+        read = [replace(t, factors=tuple(map(below, t.factors))) for t in terms]
         splits = dict(self.splits)
-        entry = _same_entry(fold(below, splits))
-        if entry is None or not isinstance(entry.value, Value):
+        entry = _same_entry(fold([self.resolve(t) for t in read], splits))
+        if entry is None or entry.value is not common:
             return None
         self.splits.update(splits)
-        path += passed
-        return entry
+        return _Whole(index, entry, passed)
+
+    def _entry(self, whole: _Whole, index: Indices) -> Leaf:
+        """The entry of a whole that is at an index of the join. Raises Unreadable."""
+        at: dict[Axis, Index] = {}
+
+        def place(axis: Axis, index: Index) -> None:
+            if axis not in self.splits:
+                at[axis] = index
+            for stride, digit in self.splits[axis].digits if axis in self.splits else ():
+                high, index = self.divide(index, stride)
+                place(digit, high)
+
+        for own, other in zip(whole.index, index, strict=True):
+            for axis in own.axes:
+                place(axis, other)
+            if any(axis.pieced for axis in self.current(own).axes):
+                for axis in self.current(other).axes:
+                    axis.pieced = True
+        return Leaf(whole.entry.value, tuple(self.current(i).substitute(at) for i in whole.entry.index))
+
+    def _moves(self, value: Tensor | None) -> Iterator[Value]:
+        """A value, and those that it is a rearrangement of, one after the other."""
+        while isinstance(value, Value):
+            yield value
+            rule = self.rule(value)
+            if rule is None or rule.kind != "move" or rule.products is None or value.op is None:
+                return
+            value = next(chain(*rule.products(value.op)), None)
 
     def _moved(self, leaf: Leaf) -> Iterator[Leaf]:
         """An entry, and what it comes from by rearrangements, one after the other."""
@@ -187,21 +252,12 @@ class Reader:
             rule = self.rule(entry.value) if isinstance(entry.value, Value) else None
             entry = _same_entry(self.apply(entry)) if rule is not None and rule.kind == "move" else None
 
-    def _fittest(self, factor: Factor, path: list[Leaf]) -> Factor:
-        """The deepest of the fittest tensors that an entry comes from; what was passed is added to a path."""
-        if not isinstance(factor, Leaf) or not isinstance(factor.value, Value):
-            return factor
-        way = list(self._moved(factor))
-        fitness = [self.fitness(leaf.value) for leaf in way if isinstance(leaf.value, Value)]
-        last = max(range(len(way)), key=lambda i: (fitness[i], i))
-        path += way[:last]
-        return way[last]
-
     def visit(self, *leaves: Leaf) -> None:
         """Note that values are read through."""
         for leaf in leaves:
             assert isinstance(leaf.value, Value)
             self.visited[leaf.value] = leaf.index
+            self.visit(*self.passed.get(leaf, ()))
 
     def expand(self, start: Leaf, step: Step) -> list[Term]:
         """Apply rules until a step keeps every factor: a sum of products. Raises Unreadable past a limit."""

@@ -212,6 +212,56 @@ def test_symbolic_sizes_are_proved_on_few_tokens() -> None:
     assert prove.prove(match) == "exact, 8 tokens"
 
 
+def hidden(x: Tensor, k: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    return silu(torch.einsum("...hd,hfd->...hf", x, k)), torch.einsum("...hd,hfd->...hf", x, u)
+
+
+def down(hidden: Tensor, v: Tensor) -> Tensor:
+    return torch.einsum("...hf,hfo->...ho", hidden, v)
+
+
+def each_of_a_batch(x: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    return torch.stack([down(torch.mul(*hidden(entry, k, u)), v) for entry in x])
+
+
+def batch_put_together_and_taken_apart(x: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    return each_of_a_batch(torch.stack([*x]), k, u, v)
+
+
+def halves_of_tokens(x: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    gate, up = hidden(x.flatten(0, 1), k, u)
+    return down(torch.cat(gate.split(24)) * up, v)
+
+
+def pieces_of_tokens(x: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    gate, up = hidden(x.flatten(0, 1), k, u)
+    return down(torch.cat(gate.split([3, 45])) * up, v).view(4, 12, 3, 8)
+
+
+def pieces_of_a_batch_and_its_tokens(x: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    gate, up = hidden(x, k, u)
+    return down(torch.cat(gate.flatten(0, 1).split([3, 45])).view(up.shape) * up, v)
+
+
+@pytest.mark.parametrize(
+    ("program", "tokens"),
+    [
+        (each_of_a_batch, 16),
+        (batch_put_together_and_taken_apart, 16),
+        (halves_of_tokens, 48),
+        (pieces_of_tokens, 48),
+        (pieces_of_a_batch_and_its_tokens, 48),
+    ],
+)
+def test_tokens_whose_numbers_are_in_the_program_are_not_left_out(
+    program: Callable[..., Tensor], tokens: int
+) -> None:
+    weights = (torch.randn(3, 7, 6), torch.randn(3, 7, 6), torch.randn(3, 7, 8))
+    ((match, _),) = matches(program, torch.randn(4, 12, 3, 6), *weights)
+    with mock.patch.object(prove, "BUDGET", 0):
+        assert prove.prove(match) == f"exact, {tokens} tokens"
+
+
 ROOT = math.sqrt(2 / math.pi)
 
 PARTS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {

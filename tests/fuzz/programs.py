@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
+from unittest import mock
 
 import torch
 from torch import fx, nn
 from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
+from mhf_compile import prove
 from mhf_compile.backend import analyse, flashmhf
 from mhf_compile.options import parse
 from tests.fuzz.property import Property
@@ -200,6 +202,17 @@ def proof_and_floats_agree(program: Program) -> None:
     assert all(rewrite.proof == "not proved" for rewrite in both[1])
 
 
+def few_tokens_prove_what_all_do(program: Program) -> None:
+    """A proof beyond the budget of work, on fewer tokens where that can be, finds the same."""
+    with mock.patch.object(prove, "BUDGET", 0):
+        few = run(program, **{"flashmhf.prove": "always"})
+    check_equal(few.outcome, few.eager, eps_of(program))
+    assert few.rewrites == program.claims.layers, few.shown
+    for rewrite in (rewrite for report in few.reports for rewrite in report.rewrites):
+        tokens = re.fullmatch(r"exact, (\d+) tokens", rewrite.proof)
+        assert tokens is not None and int(tokens[1]) <= int(rewrite.tokens), few.shown
+
+
 # -- other ways to compile ----------------------------------------------------------------------------------
 
 
@@ -364,6 +377,7 @@ PROPERTIES = (
             sizes_cost_no_guard_and_no_compile: 8,
         },
     ),
+    *of(programs(spec={"batch": 3, "length": 6}), {few_tokens_prove_what_all_do: 16}),
     Property(
         the_error_is_at_most_twice_eager_s,
         programs(spec={**LARGER, "dtype": "float32"}, detours=0)
