@@ -318,7 +318,7 @@ def eager(module: Any, inputs: Any) -> Any:
 
 SYMBOLIC_REASONS = {
     "bmm_r_before": "symbolic positions",  # batch times length is the same for q and r; neither need be
-    "bmm_r_after": "axis of size 4",  # likewise
+    "bmm_r_after": "symbolic positions",  # likewise
     "head_list": "symbolic positions",  # a third of a symbolic width
     "dense_fused": "argument of silu is the result of split",  # half of a symbolic width
 }
