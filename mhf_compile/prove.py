@@ -44,6 +44,8 @@ CHUNK = 2**13
 """The most products summed before reducing: CHUNK * PRIME**2 < 2**53."""
 BUDGET = 2**30
 """Multiply-adds of a proof on all tokens; beyond it, the proof runs on few."""
+WRITTEN = 32
+"""The multiply-adds of a matrix product that a product counts as which is written out, to be added up."""
 FEW = 4
 """The size that a token axis is reduced to."""
 
@@ -398,12 +400,8 @@ def _sizes(match: Match) -> tuple[dict[Axis, int], int | None]:
     """The sizes of token axes that a proof runs at instead of their own, and the number of tokens then."""
     roles, hints = match.unification.roles, match.hints
     tokens = [axis for role in match.pattern.tokens for axis in roles[role]]
-    contractions = [v for v in match.visited if v.op is not None and RULES[v.op.name].kind == "product"]
-    work = sum(
-        notation.known(notation.product((*v.shape, v.op.inputs[-1].shape[-1])), hints)
-        for v in contractions
-        if v.op
-    )
+    contracted = [_contracted(v, v.op) for v in match.visited if v.op is not None]
+    work = sum(notation.known(notation.product(sizes), hints) for sizes in contracted if sizes)
     if work <= BUDGET and all(isinstance(axis.size, int) for axis in tokens):
         return {}, None
     # Where a part of an axis is read, its size is in the program's slices.
@@ -417,6 +415,16 @@ def _sizes(match: Match) -> tuple[dict[Axis, int], int | None]:
     few = {axis: FEW if axis is tokens[-1] else 2 for axis in tokens if axis not in parts and not axis.pieced}
     reduced = {axis: min(size, notation.known(axis.size, hints)) for axis, size in few.items()}
     return reduced, math.prod(reduced.get(axis, notation.known(axis.size, hints)) for axis in tokens)
+
+
+def _contracted(value: Value, op: Op) -> Sequence[Size]:
+    """Sizes whose product is the work of an operation that adds up products; none of others."""
+    match RULES[op.name].kind:
+        case "product":
+            return *value.shape, op.inputs[-1].shape[-1]
+        case "sum":
+            return WRITTEN, *op.inputs[0].shape
+    return ()
 
 
 def _leaf_indices(match: Match) -> dict[Value, tuple[Index, ...]]:

@@ -203,6 +203,18 @@ def test_a_large_token_count_is_proved_on_few() -> None:
     assert prove.prove(match) == "exact, 8 tokens"
 
 
+def test_products_that_are_added_up_are_work_too() -> None:
+    def program(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        gate, up = ((q[:, :, None] * weight).sum(-1) for weight in (k, u))
+        return ((silu(gate) * up)[:, :, None] * v).sum(-1)
+
+    weights = [torch.empty(64, 32, device="meta") for _ in range(3)]
+    for length, proof in ((1024, "exact"), (16384, "exact, 8 tokens")):
+        q = torch.empty(2, length, 32, device="meta")
+        ((match, _),) = matches(program, q, *weights[:2], weights[2].mT)
+        assert prove.prove(match) == proof
+
+
 def test_symbolic_sizes_are_proved_on_few_tokens() -> None:
     spelling = BY_NAME["loop"]
     x, *weights = spelling.tensors()
