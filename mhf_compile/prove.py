@@ -45,7 +45,7 @@ CHUNK = 2**13
 BUDGET = 2**30
 """Multiply-adds of a proof on all tokens; beyond it, the proof runs on few."""
 WRITTEN = 32
-"""The multiply-adds of a matrix product that a product counts as which is written out, to be added up."""
+"""What a product that is written out before it is added up costs, in multiply-adds of a matrix product."""
 FEW = 4
 """The size that a token axis is reduced to."""
 
@@ -418,13 +418,14 @@ def _sizes(match: Match) -> tuple[dict[Axis, int], int | None]:
 
 
 def _contracted(value: Value, op: Op) -> Sequence[Size]:
-    """Sizes whose product is the work of an operation that adds up products; none of others."""
-    match RULES[op.name].kind:
-        case "product":
-            return *value.shape, op.inputs[-1].shape[-1]
-        case "sum":
-            return WRITTEN, *op.inputs[0].shape
-    return ()
+    """Sizes whose product is the work of an operation that adds up; none of others."""
+    rule = RULES[op.name]
+    if rule.kind == "sum":
+        return WRITTEN, *op.inputs[0].shape
+    if rule.kind != "product" or rule.products is None:
+        return ()
+    a, b = next(product for product in rule.products(op) if len(product) == 2)
+    return *value.shape, b.shape[1] if op.name == "convolution" else a.shape[-1]
 
 
 def _leaf_indices(match: Match) -> dict[Value, tuple[Index, ...]]:

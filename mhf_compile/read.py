@@ -31,7 +31,7 @@ FACTOR_LIMIT = 64
 
 @dataclass(frozen=True)
 class _Whole:
-    """A tensor of which all pieces are joined: the entry at an index, and what was passed on the way."""
+    """What a join of pieces of one tensor is at an index: its entry, and what was passed on the way to it."""
 
     index: Indices
     entry: Leaf
@@ -64,7 +64,7 @@ class Reader:
         self.splits: dict[Axis, Index] = {}
         self.visited: dict[Value, Indices] = {}
         self.wholes: dict[Value, _Whole | None] = {}
-        self.passed: dict[Leaf, list[Leaf]] = {}  # the pieces between an entry of a join and that of a whole
+        self.passed: dict[Leaf, list[Leaf]] = {}  # the pieces between an entry of a join and what it is of
 
     # -- axes
 
@@ -137,8 +137,7 @@ class Reader:
         index = tuple(self.current(i) for i in leaf.index)
         if rule.kind == "join" and (whole := self._whole(value, value.op, rule)) is not None:
             with contextlib.suppress(Unreadable):
-                entry = self._entry(whole, index)
-                self.passed[leaf] = whole.passed
+                entry, *self.passed[leaf] = self._at(whole, index)
                 return [Term(factors=(entry,))]
         try:
             return rule.read(value.op, value.output, index, self)
@@ -183,7 +182,7 @@ class Reader:
         return terms
 
     def _whole(self, value: Value, op: Op, rule: Rule) -> _Whole | None:
-        """The tensor that the pieces of a join make up, if they do: then it is a rearrangement of that."""
+        """The one tensor that a join is a rearrangement of, if it is."""
         if value not in self.wholes:
             index, self.wholes[value] = entry_axes(value), None
             with contextlib.suppress(Unreadable, LookupError):
@@ -191,11 +190,11 @@ class Reader:
         return self.wholes[value]
 
     def _made_up(self, index: Indices, terms: list[Term]) -> _Whole | None:
-        """The nearest tensor that all terms are entries of, each in its place. Raises Unreadable."""
+        """The nearest tensor that all terms are entries of, where they are one of its. Raises Unreadable."""
         pieces = [f.value for t in terms for f in t.factors if isinstance(f, Leaf)]
         if not len(pieces) == len(terms) > 1:
             return None
-        first, *others = ([*self._moves(piece)] for piece in pieces)
+        first, *others = ([*self._sources(piece)] for piece in pieces)
         common = next((value for value in first if all(value in way for way in others)), None)
         passed: list[Leaf] = []
 
@@ -216,8 +215,11 @@ class Reader:
         self.splits.update(splits)
         return _Whole(index, entry, passed)
 
-    def _entry(self, whole: _Whole, index: Indices) -> Leaf:
-        """The entry of a whole that is at an index of the join. Raises Unreadable."""
+    def _at(self, whole: _Whole, index: Indices) -> list[Leaf]:
+        """The entry of a whole, and of what was passed, at another index; its axes may be pieced then.
+
+        Raises Unreadable.
+        """
         at: dict[Axis, Index] = {}
 
         def place(axis: Axis, index: Index) -> None:
@@ -233,9 +235,12 @@ class Reader:
             if any(axis.pieced for axis in self.current(own).axes):
                 for axis in self.current(other).axes:
                     axis.pieced = True
-        return Leaf(whole.entry.value, tuple(self.current(i).substitute(at) for i in whole.entry.index))
+        return [
+            Leaf(leaf.value, tuple(self.current(i).substitute(at) for i in leaf.index))
+            for leaf in (whole.entry, *whole.passed)
+        ]
 
-    def _moves(self, value: Tensor | None) -> Iterator[Value]:
+    def _sources(self, value: Tensor | None) -> Iterator[Value]:
         """A value, and those that it is a rearrangement of, one after the other."""
         while isinstance(value, Value):
             yield value

@@ -76,7 +76,7 @@ def nearest(anchor: Value, failed: Sequence[NoMatch], stopped: NoMatch | None, l
         return NoMatch(f"it is inside a transform of torch.func ({transforms[0]})")
     if anchor.op.scope is not None and anchor.op.scope.inside:
         return NoMatch(f"it is inside {anchor.op.scope.inside}")
-    if failed:  # of equals the smallest candidate's
+    if failed:  # a refusal before others; of equals the smallest candidate's
         told = failed[::-1] if stopped is None else [*failed[::-1], stopped]
         return max(told, key=lambda error: (isinstance(error, Refusal), error.progress))
     if stopped is not None:

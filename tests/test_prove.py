@@ -255,9 +255,22 @@ def pieces_of_a_batch_and_its_tokens(x: Tensor, k: Tensor, u: Tensor, v: Tensor)
     return down(torch.cat(gate.flatten(0, 1).split([3, 45])).view(up.shape) * up, v)
 
 
+def heads_moved_before_they_are_joined(x: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    gate, up = hidden(x, k, u)
+    return down(torch.cat([head.unsqueeze(2) for head in gate.unbind(2)], 2) * up, v)
+
+
+def heads_of_flat_tokens(x: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    gate, up = hidden(x, k, u)
+    pieces = [piece.flatten(0, 1) for piece in gate.split([1, 2], 2)]
+    return down(torch.cat(pieces, 1).view(up.shape) * up, v)
+
+
 @pytest.mark.parametrize(
     ("program", "tokens"),
     [
+        (heads_moved_before_they_are_joined, 8),
+        (heads_of_flat_tokens, 8),
         (each_of_a_batch, 16),
         (batch_put_together_and_taken_apart, 16),
         (halves_of_tokens, 48),
