@@ -66,9 +66,18 @@ def product(sizes: Sequence[Size]) -> Size:
     return result
 
 
+UNTOLD = 8192
+"""What a size is taken to be that is known only when the program runs."""
+
+
 def known(size: Size, hints: Mapping[sympy.Symbol, int]) -> int:
-    """A size as a number: its value, where it is symbolic, for some values of the symbols."""
-    return size if isinstance(size, int) else int(size.subs(hints))
+    """A size as a number: its value, where it is symbolic, for some values of the symbols.
+
+    A symbol that only the data tell has none; it is taken to be large.
+    """
+    if isinstance(size, int):
+        return size
+    return int(size.subs(hints).subs(dict.fromkeys(size.free_symbols, UNTOLD)))
 
 
 ONE = Fraction(1)
@@ -79,7 +88,8 @@ _serial = itertools.count()
 class Axis:
     """An axis of iteration, 0 <= axis < size. Axes are equal only to themselves.
 
-    ``pieced`` is one that was put together from pieces, whose sizes are numbers in the program.
+    ``pieced`` is one that was put together from pieces, or read in pieces, whose sizes are numbers in the
+    program.
     """
 
     __slots__ = ("name", "pieced", "size")

@@ -54,6 +54,28 @@ def test_without_gradients(context: type[torch.no_grad]) -> None:
     found.check_error()
 
 
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_a_number_of_tokens_that_only_the_data_tell() -> None:
+    def program(x: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        kept = x[x[:, 0] > 0]
+        return (silu(kept @ k) * (kept @ u)) @ v
+
+    torch.manual_seed(0)
+    shapes = (20, 6), (6, 7), (6, 7), (7, 8)
+    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    torch._dynamo.reset()
+    options = {"flashmhf.inner": "eager", "flashmhf.strict": True, "flashmhf.dense": "always"}
+    found = torch.compile(program, backend="flashmhf", options=options)(*tensors)
+    (report,) = mhf_compile.last_reports()
+    assert [(r.heads, r.width, r.proof) for r in report.rewrites] == [(1, 7, "exact, 4 tokens")], report
+    expected = program(*tensors)
+    bound = LONGEST_SUM * torch.finfo(torch.float64).eps
+    both = [(found, expected)]
+    both += zip(*(torch.autograd.grad(t.sum(), tensors) for t in (found, expected)), strict=True)
+    for ours, eager in both:
+        assert float((ours - eager).norm()) <= bound * float(eager.norm())
+
+
 def test_dynamic_sizes_compile_once() -> None:
     """Batch and sequence marked dynamic: one compile serves all sizes."""
     torch._dynamo.reset()
