@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks import analysis, layer, op
+from benchmarks.cpu import analysis, layer, op
 from benchmarks.settings import Settings, machine
-from mhf_compile.demo import DTYPES, positive
+from mhf_compile.commands.demo import DTYPES, positive
 from mhf_compile.models import CONFIGS
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.results import Spread, number_table, ratio, spread_table
 from benchmarks.settings import Settings
-from mhf_compile.measure import Cost, in_fresh_process, progress
+from mhf_compile.commands.measure import Cost, in_fresh_process, progress
 
 STEPS = 3  # training steps whose largest peak counts
 COUNTED = f"""Counted: the highest resident memory of the process during a step less that before it, when

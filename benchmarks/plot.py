@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.gpu_panels import Panel, Point, Row, draw, names, short
+from benchmarks.gpu.panels import Panel, Point, Row, draw, names, short
 
 Json = Mapping[str, Any]
 

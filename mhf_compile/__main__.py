@@ -3,7 +3,10 @@
 import argparse
 from collections.abc import Sequence
 
-from mhf_compile import demo, explain_command, precompile_command, tune_command
+from mhf_compile.commands import demo
+from mhf_compile.commands import explain as explain_command
+from mhf_compile.commands import precompile as precompile_command
+from mhf_compile.commands import tune as tune_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

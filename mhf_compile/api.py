@@ -17,9 +17,9 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from mhf_compile.backend import analyse, check_required
 from mhf_compile.options import PREFIX, parse
-from mhf_compile.places import Places
-from mhf_compile.report import Report
-from mhf_compile.surgery import copied
+from mhf_compile.report.modules import Places
+from mhf_compile.report.report import Report
+from mhf_compile.rewriting.surgery import copied
 
 
 def explain(

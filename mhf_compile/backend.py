@@ -20,15 +20,16 @@ import mhf_compile.kernels.ops  # noqa: F401  (registers the ops that the rewrit
 from mhf_compile import notation
 from mhf_compile.errors import NotRewritten
 from mhf_compile.kernels.source import source_hash
-from mhf_compile.match import Match, Unmatched, find
+from mhf_compile.matching.reasons import NoMatch, Refusal
+from mhf_compile.matching.search import Match, Unmatched, find
 from mhf_compile.options import Options, parse
-from mhf_compile.prove import Proofs
-from mhf_compile.reasons import NoMatch, Refusal
-from mhf_compile.record import record
-from mhf_compile.region import Region
-from mhf_compile.report import Miss, Report, Rewrite, module_of, source_of
-from mhf_compile.surgery import Surgeon, copied, describe
-from mhf_compile.tape import Scope
+from mhf_compile.report.report import Miss, Report, Rewrite
+from mhf_compile.rewriting.proof import Proofs
+from mhf_compile.rewriting.region import Region
+from mhf_compile.rewriting.surgery import Surgeon, copied, describe
+from mhf_compile.tape.recorder import record
+from mhf_compile.tape.source import module_of, source_of
+from mhf_compile.tape.tape import Scope
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import mhf_compile
 from mhf_compile.kernels.flash_mhf import blocked
-from mhf_compile.report import Report
+from mhf_compile.report.report import Report
 
 LONGEST_SUM = 1000
 

@@ -21,11 +21,19 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import checkpoint
 
-from mhf_compile import activation, api, backend, build, match, normal, prove, read, region, surgery, template
-from mhf_compile import record as recording
-from mhf_compile.record import fake_mode_of
-from mhf_compile.report import Report
-from mhf_compile.tape import Tape
+from mhf_compile import api, backend
+from mhf_compile.matching import normal_form as normal
+from mhf_compile.matching import search as match
+from mhf_compile.reading import activations as activation
+from mhf_compile.reading import reader as read
+from mhf_compile.report.report import Report
+from mhf_compile.rewriting import operands as build
+from mhf_compile.rewriting import proof as prove
+from mhf_compile.rewriting import region, surgery
+from mhf_compile.tape import recorder as recording
+from mhf_compile.tape import template
+from mhf_compile.tape.recorder import fake_mode_of
+from mhf_compile.tape.tape import Tape
 
 EAGER = {"flashmhf.inner": "eager"}
 STRICT = {**EAGER, "flashmhf.strict": True}

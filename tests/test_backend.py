@@ -29,7 +29,7 @@ import mhf_compile
 from mhf_compile import backend
 from mhf_compile.errors import NotRewritten, OptionError
 from mhf_compile.kernels.source import source_hash
-from mhf_compile.record import fake_mode_of
+from mhf_compile.tape.recorder import fake_mode_of
 from tests.comparison import compare, counted_calls
 from tests.programs import BY_NAME, D, F, H
 
@@ -323,7 +323,7 @@ def test_state_does_not_leak_from_an_error() -> None:
 
     tensors = torch.randn(3, 4, 5), torch.randn(3, 5, 4)
     expected = program(*tensors)
-    with mock.patch("mhf_compile.tape.Tape.record", fails):
+    with mock.patch("mhf_compile.tape.tape.Tape.record", fails):
         found = torch.compile(program, backend=around)(*tensors)
     assert states[0] == states[1]
     assert torch.equal(found, expected)

@@ -7,9 +7,9 @@ from fractions import Fraction
 import pytest
 import torch
 
-from mhf_compile.fold import Stacked
 from mhf_compile.notation import Axis, Delta, Index, Leaf, Term
-from mhf_compile.record import record_function
+from mhf_compile.notation.fold import Stacked
+from mhf_compile.tape.recorder import record_function
 
 from .evaluate import EPSILON, FUNCTIONS, Evaluation, Number, Unknown, check, program, replay
 

@@ -16,7 +16,7 @@ from torch import fx
 
 import mhf_compile
 from mhf_compile import api, backend
-from mhf_compile.report import Report
+from mhf_compile.report.report import Report
 from tests.comparison import counted_calls
 from tests.faults import (
     AROUND,

@@ -25,9 +25,9 @@ from torch.utils.checkpoint import checkpoint
 
 import mhf_compile
 from mhf_compile import api, backend
-from mhf_compile.record import record
-from mhf_compile.report import Report
-from mhf_compile.tape import Tape
+from mhf_compile.report.report import Report
+from mhf_compile.tape.recorder import record
+from mhf_compile.tape.tape import Tape
 from tests.faults import (
     AROUND,
     STRICT,

@@ -24,7 +24,7 @@ from torch.nn.functional import silu
 
 import mhf_compile
 from mhf_compile.backend import flashmhf
-from mhf_compile.report import Report
+from mhf_compile.report.report import Report
 from tests.comparison import LONGEST_SUM, counted_calls
 from tests.edits import EDITS, Edit, Program, apply, capture, duplicate, edited, graphs
 from tests.programs import BY_NAME, Spelling
@@ -81,8 +81,7 @@ def verdict(report: Report) -> tuple[Any, int]:
     Not the heads that weights have: a product that is cut in the middle of a group has no groups left.
     """
     sizes = sorted(
-        (r.pattern, r.tokens, r.heads, r.subnetworks, r.head_dim, r.width, r.out_dim)
-        for r in report.rewrites
+        (r.pattern, r.tokens, r.heads, r.subnetworks, r.head_dim, r.width, r.out_dim) for r in report.rewrites
     )
     return sizes, len(report.misses)
 

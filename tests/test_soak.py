@@ -15,8 +15,8 @@ import torch
 from torch.nn.functional import silu
 
 import mhf_compile
-from mhf_compile import rules
-from mhf_compile.reasons import NoMatch, Refusal
+from mhf_compile.matching.reasons import NoMatch, Refusal
+from mhf_compile.reading import rules
 from tests.fuzz import coverage, kept, programs, soak
 from tests.fuzz.near import Near
 from tests.strategies.running import OPTIONS, compiled

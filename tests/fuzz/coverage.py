@@ -16,10 +16,10 @@ from unittest import mock
 
 import mhf_compile
 from mhf_compile import backend
-from mhf_compile.match import Unmatched
-from mhf_compile.reasons import NoMatch
-from mhf_compile.report import Miss
-from mhf_compile.rules import RULES, Rule
+from mhf_compile.matching.reasons import NoMatch
+from mhf_compile.matching.search import Unmatched
+from mhf_compile.reading.rules import RULES, Rule
+from mhf_compile.report.report import Miss
 
 HOUSE = Path(mhf_compile.__file__).parent
 
@@ -45,7 +45,7 @@ def refusals() -> tuple[Site, ...]:
     """Every place where a refusal is made."""
     return tuple(
         Site(path.name, node.lineno, node.end_lineno or node.lineno, words(node.args[0]))
-        for path in sorted(HOUSE.glob("*.py"))
+        for path in sorted(HOUSE.rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS
     )

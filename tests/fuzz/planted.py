@@ -24,7 +24,8 @@ from hypothesis import Phase, settings
 from hypothesis.errors import UnsatisfiedAssumption
 from triton.runtime.interpreter import InterpretedFunction
 
-from mhf_compile import match, prove
+from mhf_compile.matching import search as match
+from mhf_compile.rewriting import proof as prove
 from tests.fuzz.kept import PROPERTIES
 from tests.fuzz.property import SUITE, Property
 from tests.kernels.properties import interpreter
@@ -159,8 +160,8 @@ NEAR = "a_near_miss_is_left_alone_or_right"
 ROUNDING = "errs_no_more_than_rounding_may"
 DIFFERENCES = "first_derivatives_are_differences"
 
-START = Edit("rules:_select", "affine(stride, start)", "affine(stride, 0)")
-TWICE = Edit("unify:_Unifier.terms", "rest = notation.ONE", "pass")
+START = Edit("reading.rules:_select", "affine(stride, start)", "affine(stride, 0)")
+TWICE = Edit("matching.unify:_Unifier.terms", "rest = notation.ONE", "pass")
 
 BLOCKED = "kernels.flash_mhf.blocked"
 FORWARD = "kernels.flash_mhf.forward:forward_kernel"
@@ -177,7 +178,9 @@ FAULTS = (
         FOUND,
         (
             Edit(
-                "rules:_permute", "placed[d] for d in range(len(index))", "index[d] for d in permutation(op)"
+                "reading.rules:_permute",
+                "placed[d] for d in range(len(index))",
+                "index[d] for d in permutation(op)",
             ),
         ),
         VALUES,
@@ -188,7 +191,7 @@ FAULTS = (
         FOUND,
         (
             Edit(
-                "rules:_cat",
+                "reading.rules:_cat",
                 "notation.deltas(high, number)",
                 "notation.deltas(high, len(pieces) - 1 - number)",
             ),
@@ -198,67 +201,73 @@ FAULTS = (
         "reader",
         "a write is read past",
         FOUND,
-        (Edit("rules:_scatter_view", "if piece == start // size:", "if False:"),),
+        (Edit("reading.rules:_scatter_view", "if piece == start // size:", "if False:"),),
     ),
     # The proof does not see gradients.
     Fault(
         "reader",
         "a detach is read through",
         NEAR,
-        (Edit("read:_stops_gradient", "return grad or", "return False and"),),
+        (Edit("reading.reader:_stops_gradient", "return grad or", "return False and"),),
     ),
     Fault(
         "fold",
         "the first tensor of a loop is that of every turn",
         FOUND,
-        (Edit("fold:_rebuild", "tuple(column)", "tuple(column[:1] * len(column))"),),
+        (Edit("notation.fold:_rebuild", "tuple(column)", "tuple(column[:1] * len(column))"),),
     ),
     Fault(
         "fold",
         "numbers of a loop are taken for consecutive",
         FOUND,
-        (Edit("fold:_step", "int(differences.pop())", "1"),),
+        (Edit("notation.fold:_step", "int(differences.pop())", "1"),),
     ),
     Fault("matcher", "a scale counts twice", FOUND, (TWICE,), VALUES),
     Fault(
         "matcher",
         "an axis has the role that it fits the least",
         FOUND,
-        (Edit("unify:_Roles._role", "return min(", "return max("),),
+        (Edit("matching.unify:_Roles._role", "return min(", "return max("),),
     ),
     Fault(
         "matcher",
         "every activation is silu",
         FOUND,
-        (Edit("unify:_Unifier._functions", "activation=function.name", 'activation="silu"'),),
+        (Edit("matching.unify:_Unifier._functions", "activation=function.name", 'activation="silu"'),),
         VALUES,
     ),
     Fault(
         "matcher",
         "gate and up may read different inputs",
         NEAR,
-        (Edit("unify:_Roles._operand", "if not (twin.index == leaves[0].index and", "if (False and not"),),
+        (
+            Edit(
+                "matching.unify:_Roles._operand",
+                "if not (twin.index == leaves[0].index and",
+                "if (False and not",
+            ),
+        ),
     ),
     # Two at once: what the proof should find, it does not.
     Fault(
         "proof",
         "all is proved, and a slice starts at 0",
         VALUES,
-        (Edit("prove:_prove", " or not torch.equal(found, expected)", ""), START),
+        (Edit("rewriting.proof:_prove", " or not torch.equal(found, expected)", ""), START),
     ),
     Fault(
         "proof",
         "operands are 0, and a slice starts at 0",
         VALUES,
-        (Edit("prove:_prove", ".random_(PRIME, generator=generator)", ".zero_()"), START),
+        (Edit("rewriting.proof:_prove", ".random_(PRIME, generator=generator)", ".zero_()"), START),
     ),
     Fault(
         "proof",
         "no tokens are left, and a slice starts at 0",
         VALUES,
         (
-            Edit("prove:_sizes", "work <= BUDGET", "not work"),
-            Edit("prove:_sizes", "min(size, notation.known(axis.size, hints))", "0"),
+            Edit("rewriting.proof:_sizes", "work <= BUDGET", "not work"),
+            Edit("rewriting.proof:_sizes", "min(size, notation.known(axis.size, hints))", "0"),
             START,
         ),
     ),
@@ -266,44 +275,55 @@ FAULTS = (
         "proof",
         "numbers are 1, and a scale counts twice",
         VALUES,
-        (Edit("prove:number", "value.numerator * pow(value.denominator, -1, PRIME) % PRIME", "1"), TWICE),
+        (
+            Edit(
+                "rewriting.proof:number", "value.numerator * pow(value.denominator, -1, PRIME) % PRIME", "1"
+            ),
+            TWICE,
+        ),
     ),
     # What is behind the proof, it does not see.
     Fault(
         "rewrite",
         "a part of an operand starts at 0",
         FOUND,
-        (Edit("build:Builder._spread", "kept = slice(offset,", "kept = slice(0,"),),
+        (Edit("rewriting.operands:Builder._spread", "kept = slice(offset,", "kept = slice(0,"),),
     ),
     Fault(
         "rewrite",
         "scales are left out",
         VALUES,
-        (Edit("surgery:Surgeon._emit", "float(value) for", "1.0 for"),),
+        (Edit("rewriting.surgery:Surgeon._emit", "float(value) for", "1.0 for"),),
     ),
     Fault(
         "rewrite",
         "every activation is silu",
         VALUES,
-        (Edit("surgery:Surgeon._emit", "unification.activation}", '"silu"}'),),
+        (Edit("rewriting.surgery:Surgeon._emit", "unification.activation}", '"silu"}'),),
     ),
     Fault(
         "rewrite",
         "k and u are swapped",
         VALUES,
-        (Edit("surgery:Surgeon._emit", "given[name] =", 'given[{"k": "u", "u": "k"}.get(name, name)] ='),),
+        (
+            Edit(
+                "rewriting.surgery:Surgeon._emit",
+                "given[name] =",
+                'given[{"k": "u", "u": "k"}.get(name, name)] =',
+            ),
+        ),
     ),
     Fault(
         "rewrite",
         "values that differ for each token are copied",
         "r_on_the_values_is_left_alone",
-        (Edit("region:Region.check", "self._check_repeats()", "pass"),),
+        (Edit("rewriting.region:Region.check", "self._check_repeats()", "pass"),),
     ),
     Fault(
         "rewrite",
         "what is used elsewhere is taken",
         NEAR,
-        (Edit("region:Region.check", "if not self._serves_only_it(user):", "if False:"),),
+        (Edit("rewriting.region:Region.check", "if not self._serves_only_it(user):", "if False:"),),
     ),
     Fault(
         "gradients",

@@ -15,9 +15,9 @@ import torch
 from torch import fx, nn
 from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
-from mhf_compile import prove
 from mhf_compile.backend import analyse, flashmhf
 from mhf_compile.options import parse
+from mhf_compile.rewriting import proof as prove
 from tests.fuzz.property import Property
 from tests.strategies.choices import ROUTED_VALUES, Claims
 from tests.strategies.draw import mutants, programs

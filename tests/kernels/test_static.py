@@ -1,6 +1,7 @@
 """The static gate: what the shipped kernels take, compiled ahead of time with no GPU in the machine.
 
-Here are the rows in use on Hopper and some on the other architectures; `python -m benchmarks.static` is all.
+Here are the rows in use on Hopper and some on the other architectures; all of them are in
+`python -m benchmarks.gpu.static`.
 """
 
 from itertools import product
@@ -8,8 +9,8 @@ from itertools import product
 import pytest
 import torch
 
-from benchmarks import static
-from benchmarks.static import ARCHES, SHARED, Resources
+from benchmarks.gpu import static
+from benchmarks.gpu.static import ARCHES, SHARED, Resources
 from mhf_compile.kernels.flash_mhf import ahead, backward, config, forward
 from mhf_compile.kernels.flash_mhf.config import Target, Tiles
 from mhf_compile.kernels.flash_mhf.launch import Call

@@ -5,9 +5,7 @@ from torch.nn import functional
 from mhf_compile.models import MHFFN, PKV, FlashMHF, ModelConfig, SwiGLU
 
 NETWORKS = [SwiGLU, MHFFN, PKV, FlashMHF]
-CONFIG = ModelConfig(
-    hidden=24, layers=1, attention_heads=3, ffn_heads=4, subnetworks=3, subnetwork_width=5
-)
+CONFIG = ModelConfig(hidden=24, layers=1, attention_heads=3, ffn_heads=4, subnetworks=3, subnetwork_width=5)
 
 
 @pytest.fixture(autouse=True)

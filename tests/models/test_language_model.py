@@ -8,9 +8,7 @@ import mhf_compile.models
 from mhf_compile.models import MHFFN, PKV, FlashMHF, LanguageModel, ModelConfig, SwiGLU
 from mhf_compile.models.language_model import rotate, rotation
 
-CONFIG = ModelConfig(
-    hidden=24, layers=2, attention_heads=3, ffn_heads=4, subnetworks=3, subnetwork_width=5
-)
+CONFIG = ModelConfig(hidden=24, layers=2, attention_heads=3, ffn_heads=4, subnetworks=3, subnetwork_width=5)
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import mhf_compile
 from mhf_compile.backend import flashmhf
-from mhf_compile.report import Report
+from mhf_compile.report.report import Report
 from tests.comparison import LONGEST_SUM, counted_calls
 
 OPTIONS: dict[str, object] = {

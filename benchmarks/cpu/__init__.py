@@ -1,0 +1,1 @@
+"""Benchmarks on the CPU: the analysis, the layer, the op."""

@@ -1,0 +1,1 @@
+"""Benchmarks of the kernels on a GPU, and of their machine code without one."""

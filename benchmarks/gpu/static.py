@@ -1,0 +1,251 @@
+"""What the shipped kernels take, read from their machine code: compiled ahead of time, without a GPU.
+
+    python -m benchmarks.gpu.static                      every row of every table, for four architectures
+    python -m benchmarks.gpu.static --arch sm_90 --fast  the rows in use until one tunes
+
+The exit status is 1 where a limit does not hold.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from mhf_compile.kernels.flash_mhf import backward, chunked, config, forward
+from mhf_compile.kernels.flash_mhf.ahead import compile_ahead
+from mhf_compile.kernels.flash_mhf.config import Kernel, Key, Target, Tiles
+from mhf_compile.kernels.flash_mhf.launch import Call, Launch
+
+ARCHES = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+# Bytes of shared memory that a program may have: CUDA's table of compute capabilities, with the least of all
+# devices from sm_80 on for sm_80; CDNA 3's local data share.
+SHARED = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+
+# Mnemonics of matrix products; on sm_90 those of single warps are the fallback.
+MATRIX = r"HGMMA\.[\w.]+|HMMA\.[\w.]+|UTC\w*MMA[\w.]*|v_mfma_\w+"
+SPECIAL = r"MUFU\.(?:TANH|EX2)\b|v_exp_f32"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one kernel takes.
+
+    Attributes:
+        arch: the architecture that it was compiled for.
+        key: its row of the tables.
+        tiles: one of the candidates there.
+        registers: of a thread.
+        spilled: bytes of local memory of a thread (AMD: registers that were spilled, times 4).
+        shared: bytes of shared memory of a program.
+        matrix: matrix instructions by kind and shape, as they stand in the code.
+        useful: share of the multiplications that are issued and needed, in an iteration.
+        special: instructions of the special function unit for each score, exponentials and tanh.
+        warnings: of ptxas.
+    """
+
+    arch: str
+    key: Key
+    tiles: Tiles
+    registers: int
+    spilled: int
+    shared: int
+    matrix: dict[str, int]
+    useful: float
+    special: float
+    warnings: tuple[str, ...]
+
+    def broken(self) -> list[str]:
+        """The limits that do not hold."""
+        half = self.key[1] == 2
+        kinds = " ".join(self.matrix)
+        limits = {
+            f"spills {self.spilled} bytes": self.spilled > 0,
+            f"takes {self.shared} bytes of shared memory": self.shared > SHARED[self.arch],
+            "has no matrix instruction": half and not self.matrix,
+            f"has a fallback matrix instruction: {kinds}": self.arch == "sm_90" and "HMMA" in kinds,
+            f"uses {self.useful:.3f} of its multiplications": self.useful < 0.99,
+            f"has {self.special:.2f} special functions a score": self.arch == "sm_90"
+            and half
+            and self.special > 1,
+            f"warnings: {'; '.join(self.warnings)}": bool(self.warnings),
+        }
+        return [what for what, is_broken in limits.items() if is_broken]
+
+    def __str__(self) -> str:
+        kernel, size, columns = self.key
+        tiles = self.tiles
+        block = f"{tiles.tokens}x{tiles.rows}x{tiles.columns or columns} w{tiles.warps} s{tiles.stages}"
+        flags = {"tma": tiles.described, "res": tiles.resident, "col": tiles.collected}
+        with_ = " ".join(name for name, is_set in flags.items() if is_set)
+        matrix = " ".join(f"{count} {name}" for name, count in sorted(self.matrix.items()))
+        return (
+            f"{self.arch:<7} {kernel:<15}{8 * size:>3}  {block:<19}{with_:<8}{self.registers:>4}"
+            f"{self.spilled:>7}{self.shared / 1024:>7.0f}K{self.useful:>7.2f}{self.special:>6.2f}  {matrix}"
+        )
+
+
+HEADING = (
+    f"{'arch':<7} {'kernel':<14}bits  {'tiles':<27}regs  spill  shared useful  mufu  matrix instructions\n"
+    "tiles: tokens x rows x columns, warps, stages; tma: descriptors; res, col: q, dR in registers"
+)
+
+
+def launches(arch: str, *, first: bool = False) -> Iterator[tuple[Key, Tiles, Launch]]:
+    """A launch of each candidate of the tables (`first`: of those in use until one tunes), on meta tensors.
+
+    Operands are as the paper's models have them: bfloat16 or float32, contiguous, with R of 11 sub-networks,
+    silu; heads as wide as the row is for. Chunks are those of a dense feed-forward of 4096.
+    """
+    for key, candidates in config.table(arch).items():
+        for tiles in candidates[:1] if first else candidates:
+            yield key, tiles, launch_of(key, tiles, arch)
+
+
+def launch_of(key: Key, tiles: Tiles, arch: str, router: torch.dtype = torch.float32) -> Launch:
+    """A launch of one kernel with some tiles, and R of some dtype."""
+    kernel, size, columns = key
+    dtype = torch.bfloat16 if size == 2 else torch.float32
+
+    def meta(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    dense = columns == 0
+    tokens = 16 if kernel.endswith("decode") else 4096
+    heads, subnetworks, width, dim = (1, 1, 14336, 4096) if dense else (8, 11, 256, columns)
+    q = meta(1, tokens, heads, dim)
+    weight = meta(heads, subnetworks, width, dim)
+    r = None if dense else meta(1, tokens, heads, subnetworks, dtype=router)
+    # Few multiprocessors: nothing is split over programs.
+    call = Call(
+        q, weight, weight, weight, r, None, None, "silu", 1.0, 1.0, Target(arch, 1), forced={kernel: tiles}
+    )
+    wide = meta(heads, tokens, subnetworks * width)
+    make: dict[Kernel, Callable[[], list[Launch]]] = {
+        "forward": lambda: forward.launches(call, q),
+        "decode": lambda: forward.launches(call, q),
+        "dq": lambda: backward.launches(call, q, (q, None, None, None, r, None, None)),
+        "weights": lambda: backward.launches(call, q, (None, weight, weight, weight, None, None, None)),
+        "dk_du": lambda: backward.launches(call, q, (None, weight, weight, None, None, None, None)),
+        "dv": lambda: backward.launches(call, q, (None, None, None, weight, None, None, None)),
+        "chunk": lambda: [chunked.launch(call, slice(0, tokens), None, (wide, None, None, None))],
+        "chunk_decode": lambda: [chunked.launch(call, slice(0, tokens), None, (wide, None, None, None))],
+        "chunk_backward": lambda: [chunked.launch(call, slice(0, tokens), q, (wide, wide, wide, None))],
+    }
+    (launch,) = make[kernel]()
+    return launch
+
+
+def resources(key: Key, tiles: Tiles, launch: Launch, arch: str) -> Resources:
+    """Compile a launch and read what it takes."""
+    compiled = compile_ahead(launch, arch)
+    if "cubin" in compiled.asm:
+        registers, spilled, code, warnings = _nvidia(compiled, arch)
+    else:
+        code, warnings = compiled.asm["amdgcn"], ()
+        registers = int(_number(code, r"\.vgpr_count:\s+(\d+)"))
+        spilled = 4 * int(_number(code, r"\.vgpr_spill_count:\s+(\d+)"))
+    lanes = 32 if "cubin" in compiled.asm else 64
+    scores = tiles.tokens * tiles.rows / (tiles.warps * lanes)
+    return Resources(
+        arch=arch,
+        key=key,
+        tiles=tiles,
+        registers=registers,
+        spilled=spilled,
+        shared=compiled.metadata.shared,
+        matrix=dict(Counter(re.findall(MATRIX, code))),
+        useful=needed(key, tiles) / issued(compiled.asm["ttir"]),
+        special=len(re.findall(SPECIAL, code)) / scores,
+        warnings=warnings,
+    )
+
+
+def needed(key: Key, tiles: Tiles) -> int:
+    """Multiplications that an iteration needs; of a chunk kernel, an iteration of each of its loops."""
+    kernel, _, columns = key
+    products = {
+        "forward": 3, "decode": 3, "dq": 5, "weights": 6, "dk_du": 5, "dv": 3,
+        "chunk": 2, "chunk_decode": 2, "chunk_backward": 3
+    }[kernel]  # fmt: skip
+    return products * tiles.tokens * tiles.rows * (tiles.columns or columns)
+
+
+def issued(ttir: str) -> int:
+    """Multiplications of the matrix products in the loops of Triton's code, an iteration of each."""
+    total, closing = 0, []
+    for line in ttir.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if "scf.for" in line:
+            closing.append(indent)
+        elif closing and line.lstrip().startswith("}") and indent <= closing[-1]:
+            closing.pop()
+        shape = re.search(r"tt\.dot .*: tensor<(\d+)x(\d+)x\w+> \* tensor<\d+x(\d+)x", line)
+        if shape and closing:
+            m, k, n = map(int, shape.groups())
+            total += m * k * n
+    return total
+
+
+def _nvidia(compiled: Any, arch: str) -> tuple[int, int, str, tuple[str, ...]]:
+    """Registers, bytes of local memory, machine code and the warnings of ptxas."""
+    from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    number = int(arch[3:])
+    with tempfile.TemporaryDirectory() as folder:
+        cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
+        cubin.write_bytes(compiled.asm["cubin"])
+        ptx.write_text(compiled.asm["ptx"])
+        usage = _output(tools / "cuobjdump", "-res-usage", cubin)
+        code = _output(tools / "nvdisasm", "-c", cubin)
+        options = ("-v", f"--gpu-name={sm_arch_from_capability(number)}", ptx, "-o", Path(folder, "again"))
+        log = _output(get_ptxas(number).path, *options)
+    local = _number(usage, r"STACK:(\d+)") + _number(usage, r"LOCAL:(\d+)")
+    # C7510 to C7515: wgmma instructions are serialised. (C7519 only says that ptxas synchronised some.)
+    warnings = tuple(line for line in log.splitlines() if re.search(r"\bwarning\b|\bC751[0-5]\b", line))
+    return _number(usage, r"REG:(\d+)"), local, code, warnings
+
+
+def _output(*command: object) -> str:
+    done = subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def _number(text: str, pattern: str) -> int:
+    found = re.search(pattern, text)
+    assert found is not None, pattern
+    return int(found[1])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a row for each kernel, and what is broken."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.static", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--arch", choices=ARCHES, action="append", help="which; all four")
+    parser.add_argument("--fast", action="store_true", help="only the rows in use until one tunes")
+    options = parser.parse_args(arguments)
+    print(f"triton {triton.__version__}\n{HEADING}", flush=True)
+    failures = 0
+    for arch in options.arch or ARCHES:
+        for key, tiles, launch in launches(arch, first=options.fast):
+            found = resources(key, tiles, launch, arch)
+            broken = found.broken()
+            failures += bool(broken)
+            print("\n".join([str(found), *(f"    FAILS: {what}" for what in broken)]), flush=True)
+    print(f"{failures} kernels break a limit" if failures else "every limit holds")
+    raise SystemExit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The commands of ``python -m mhf_compile``, and what they share."""

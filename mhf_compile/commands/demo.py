@@ -1,0 +1,242 @@
+"""The demo: train a FlashMHF language model on real text, eager and compiled, and compare the two.
+
+Each run has a process of its own, so that neither sees the other's memory, and starts from the same seed.
+`train` is what a run does; `compare` prints what came of both.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import mhf_compile
+from mhf_compile.commands.measure import Cost, in_fresh_process, progress, saved_bytes
+from mhf_compile.models import CONFIGS, FlashMHF, LanguageModel, ModelConfig
+
+SEQUENCE = 512  # longest sequence of a batch, in tokens
+LEARNING_RATE = 0.005
+DTYPES = ("float32", "bfloat16", "float16")
+
+Network = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What both runs share. `tokens` counts those of a step; `device` and `dtype` are torch's names."""
+
+    model: ModelConfig
+    steps: int
+    tokens: int
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run measured.
+
+    Attributes:
+        losses: mean cross entropy of each step, in nats a byte.
+        seconds: time of the fastest step: what else the machine does only adds to it.
+        peak: most bytes in use during a step, over those in use at its start; None where it cannot be read.
+        saved: bytes that the forward keeps for the backward.
+        fused: feed-forward networks replaced by a fused call.
+        report: the backend's report, printable; empty for eager.
+    """
+
+    losses: list[float]
+    seconds: float
+    peak: int | None
+    saved: int
+    fused: int
+    report: str
+
+
+def train(settings: Settings, backend: str | None) -> Run:
+    """Train the model of `settings` from seed 0, compiled by `backend` or eager, printing progress.
+
+    The optimizer is SGD without momentum: it keeps nothing, so that what a step needs beyond the weights is
+    gradients and activations.
+    """
+    torch.manual_seed(0)
+    model = LanguageModel(settings.model, FlashMHF).to(settings.device, getattr(torch, settings.dtype))
+    network: Network = torch.compile(model, backend=backend) if backend else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    batches = text_batches(settings)
+
+    # One pass that changes no weight: it compiles, and leaves first-time costs out of the measured steps.
+    with progress("  compiling forward and backward" if backend else "  warming up"):
+        next_byte_loss(network, batches[0]).backward()
+    optimizer.zero_grad()
+    saved = saved_bytes(lambda: next_byte_loss(network, batches[0]), [*model.parameters(), *batches])
+
+    losses, costs = [], []
+    for number, batch in enumerate(batches, start=1):
+        with Cost(settings.device) as cost:
+            loss = next_byte_loss(network, batch)
+            loss.backward()
+            optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        costs.append(cost)
+        print(f"  step {number}/{settings.steps}: loss {losses[-1]:.4f}, {cost.seconds:.1f} s", flush=True)
+
+    reports = mhf_compile.last_reports() if backend == "flashmhf" else []
+    return Run(
+        losses=losses,
+        seconds=min(cost.seconds for cost in costs),
+        peak=max((cost.peak for cost in costs if cost.peak is not None), default=None),
+        saved=saved,
+        fused=sum(len(report.rewrites) for report in reports),
+        report="\n".join(map(str, reports)),
+    )
+
+
+def text_batches(settings: Settings) -> list[Tensor]:
+    """Cut the text into one batch of bytes [B, T + 1] a step: T inputs and, one further, T targets.
+
+    Sequences are drawn at random, from torch's current seed: neighbours in the text are too much alike.
+    """
+    length = min(settings.tokens, SEQUENCE)
+    text = torch.frombuffer(bytearray(documentation()), dtype=torch.uint8).to(settings.device, torch.int64)
+    sequences = text.unfold(0, length + 1, length)
+    drawn = sequences[torch.randperm(len(sequences), device=settings.device)]
+    return list(drawn.split(settings.tokens // length)[: settings.steps])
+
+
+def documentation() -> bytes:
+    """The language reference that every Python carries for `help()`: half a megabyte of English and code."""
+    from pydoc_data.topics import topics  # a large literal: only the demo pays for it
+
+    return "".join(topics.values()).encode()
+
+
+def next_byte_loss(network: Network, batch: Tensor) -> Tensor:
+    """Mean cross entropy, in nats, of predicting each byte of `batch` [B, T + 1] from those before it."""
+    logits = network(batch[:, :-1])
+    return functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+
+
+def compare(settings: Settings, backend: str = "flashmhf") -> None:
+    """Train eager and with `backend`, each in a fresh process, and print the two side by side."""
+    print(describe(settings))
+    print("\nEager", flush=True)
+    eager = in_fresh_process(train, settings, None)
+    print(f"\ntorch.compile(model, backend={backend!r})", flush=True)
+    compiled = in_fresh_process(train, settings, backend)
+
+    print(f"\n{compiled.fused} of {settings.model.layers} feed-forward networks fused\n{compiled.report}")
+    print(f"\n{loss_table(eager, compiled, backend)}")
+    print(f"\n{cost_table(eager, compiled, backend)}")
+    print("\nA ratio above 1 favours the compiled run. The peak leaves out the weights, not their gradients.")
+
+
+def describe(settings: Settings) -> str:
+    """Say what is going to be trained, and on what."""
+    model = settings.model
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in LanguageModel(model, FlashMHF).parameters())
+    return (
+        f"FlashMHF language model: {model.layers} layers of hidden width {model.hidden}, "
+        f"{parameters / 1e6:.1f} M parameters, {settings.dtype} on {settings.device}.\n"
+        f"A feed-forward network has {model.ffn_heads} heads of width {model.head_dim} and, in each, "
+        f"{model.subnetworks} sub-networks of width {model.subnetwork_width}.\n"
+        f"Training: {settings.steps} steps of SGD, {settings.tokens} bytes of Python's documentation in each."
+    )
+
+
+def loss_table(eager: Run, compiled: Run, backend: str) -> str:
+    """Lay out the loss of each step in both runs, and the largest difference."""
+    rows = [f"{'loss':<28}{'eager':>12}{backend:>12}{'difference':>12}"]
+    differences = []
+    for number, (before, after) in enumerate(zip(eager.losses, compiled.losses, strict=True), start=1):
+        differences.append(abs(after - before))
+        rows.append(f"step {number:<23}{before:>12.6f}{after:>12.6f}{differences[-1]:>12.1e}")
+    rows.append(f"{'largest difference':<52}{max(differences):>12.1e}")
+    return "\n".join(rows)
+
+
+def cost_table(eager: Run, compiled: Run, backend: str) -> str:
+    """Lay out what a step costs in both runs, and eager's cost over the compiled run's."""
+    rows = [f"{'cost of a step':<28}{'eager':>12}{backend:>12}{'ratio':>12}"]
+    for name, before, after in (
+        ("saved for the backward, MiB", eager.saved / 2**20, compiled.saved / 2**20),
+        ("time of fastest step, s", eager.seconds, compiled.seconds),
+    ):
+        rows.append(cost_row(name, before, after))
+    if eager.peak is not None and compiled.peak is not None:
+        rows.insert(2, cost_row("peak memory, MiB", eager.peak / 2**20, compiled.peak / 2**20))
+    return "\n".join(rows)
+
+
+def cost_row(name: str, before: float, after: float) -> str:
+    """Lay out one cost before and after, and their ratio."""
+    return f"{name:<28}{before:>12.2f}{after:>12.2f}{before / after:>11.2f}x"
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command `demo` and its options to the command line."""
+    parser = commands.add_parser(
+        "demo",
+        help="train a FlashMHF language model, eager and compiled, and compare",
+        description="Train a FlashMHF language model on Python's own documentation, read as bytes, from one "
+        "seed twice: eager, and with torch.compile(model, backend='flashmhf'). Print what was rewritten, the "
+        "losses, and what a step costs in memory and time.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--config", choices=CONFIGS, default="128M", help="size of the model")
+    parser.add_argument("--layers", type=positive, help="Transformer blocks, if not those of the size")
+    parser.add_argument("--steps", type=positive, default=3, help="training steps")
+    parser.add_argument("--tokens", type=tokens, default=1024, help="bytes of text in a step")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the weights")
+
+    def run(options: argparse.Namespace) -> None:
+        available = len(documentation())
+        if options.steps * options.tokens >= available:
+            parser.error(f"--steps times --tokens must be below {available}, the length of the text")
+        model = CONFIGS[options.config]
+        model = replace(model, layers=options.layers or model.layers)
+        compare(Settings(model, options.steps, options.tokens, options.device, options.dtype))
+
+    parser.set_defaults(run=run)
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: `text` is not one.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def tokens(text: str) -> int:
+    """Read a number of tokens that makes whole sequences: at most SEQUENCE, or a multiple of it.
+
+    Raises:
+        argparse.ArgumentTypeError: `text` is not one.
+    """
+    number = positive(text)
+    if number > SEQUENCE and number % SEQUENCE:
+        raise argparse.ArgumentTypeError(f"must be at most {SEQUENCE} or a multiple of it, not {text}")
+    return number
+
+
+def device(text: str) -> str:
+    """Read the name of a device that this machine has.
+
+    Raises:
+        argparse.ArgumentTypeError: it has no such device.
+    """
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if text not in found:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(found)} on this machine, not {text!r}")
+    return text

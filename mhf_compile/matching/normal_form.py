@@ -1,0 +1,203 @@
+"""The normal form of a candidate: folded terms of leaves, of functions of gate scores, and of up scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from mhf_compile import notation
+from mhf_compile.matching.reasons import NO_ZEROS, NoMatch, randomness
+from mhf_compile.notation import Factor, Func, Index, Leaf, Tensor, Term
+from mhf_compile.notation.fold import fold
+from mhf_compile.reading.activations import Activations
+from mhf_compile.reading.reader import Reader, entry_axes
+from mhf_compile.tape.tape import Value
+
+
+def normal_form(
+    root: Value,
+    activations: Activations,
+    carried: Mapping[Value, frozenset[Value]],
+    reader: Reader,
+) -> tuple[tuple[Index, ...], list[Term]]:
+    """A candidate as folded terms of leaves, of functions of a gate score, and of up scores.
+
+    Args:
+        root: the candidate.
+        activations: those of its tape.
+        carried: the activations that values are linear in.
+        reader: what reads it.
+
+    Returns:
+        The index of the root's entry, and the terms. Scores are sums of products of operands, the
+        up score inside a function without a name.
+    """
+    start = Leaf(root, entry_axes(root))
+    anchors = carried[root]
+
+    def step(leaf: Leaf, phase: str) -> Leaf | tuple[list[Term], str]:
+        assert isinstance(leaf.value, Value)
+        if phase != "factor" and not anchors.isdisjoint(carried.get(leaf.value, ())):
+            if leaf.value in anchors:
+                return activations.read(reader, leaf), "factor"
+            terms = _terms(reader, leaf)
+            if terms is None:
+                name = leaf.value.op.title if leaf.value.op is not None else "something"
+                raise NoMatch(f"{name} is applied to it in a way that is not read", leaf.value)
+            return terms, "region"
+        found = leaf if phase == "factor" else _operand(leaf, reader)
+        return found if isinstance(found, Leaf) else (found, "factor")
+
+    def same(value: Tensor) -> Tensor:
+        """The first value that is computed alike, where that is as fit to be an operand."""
+        if not isinstance(value, Value):
+            return value
+        first = activations.alike.first[value]
+        return first if reader.fitness(first) >= reader.fitness(value) else value
+
+    read = [notation.pinned(reader.resolve(term)) for term in reader.expand(start, step)]
+    scored = [_with_scores(reader.resolve(term), reader) for term in read]
+    terms = [notation.renamed(reader.resolve(term), same) for term in scored]
+    folded = fold(terms, reader.splits)
+    index = tuple(reader.current(i) for i in start.index)
+    return index, [_hoisted(_counted(reader.resolve(term))) for term in folded]
+
+
+def _operand(leaf: Leaf, reader: Reader) -> Leaf | list[Term]:
+    """The tensor that an entry comes from by rearrangement, or the number that it is filled with."""
+    found = reader.operand(leaf)
+    if found is None:
+        return []
+    number = reader.number(found)
+    return found if number is None else number
+
+
+def _terms(reader: Reader, leaf: Leaf) -> list[Term] | None:
+    """What an entry is made of. Raises NoMatch where a tensor in it is multiplied by the number 0.
+
+    Its gradient is 0 then, where a region without it gives none.
+    """
+    terms = reader.apply(leaf)
+    if any(not term.coefficient and term.factors for term in terms or ()):
+        value = leaf.value if isinstance(leaf.value, Value) else None
+        raise NoMatch("a tensor in it is multiplied by 0", value, 2000, NO_ZEROS)
+    return terms
+
+
+def _with_scores(term: Term, reader: Reader) -> Term:
+    """A term with the argument of its activation, and the factors of the same axes, read as scores."""
+    gates = [f for f in term.factors if isinstance(f, Func) and isinstance(f.argument, tuple)]
+    if not gates:
+        return term
+    wide = set(gates[0].axes)
+    factors: list[Factor] = []
+    for factor in term.factors:
+        if isinstance(factor, Func) and isinstance(factor.argument, tuple):
+            ((scale, (leaf,)),) = ((t.coefficient, t.factors) for t in factor.argument)
+            assert isinstance(leaf, Leaf)
+            scores = (replace(t, coefficient=scale * t.coefficient) for t in _score(leaf, reader))
+            factors.append(Func(factor.name, tuple(scores)))
+        elif isinstance(factor, Leaf) and set(factor.axes) == wide:
+            factors.append(Func("", tuple(_score(factor, reader))))
+        else:
+            factors.append(factor)
+    return replace(term, factors=tuple(factors))
+
+
+def _score(leaf: Leaf, reader: Reader) -> list[Term]:
+    """An entry of a score, read through one contraction: a sum of products of operands.
+
+    Of what is multiplied with something that has all of its axes, what has fewer is an operand.
+    """
+    narrow: set[Leaf] = set()
+
+    def step(leaf: Leaf, phase: str) -> Leaf | tuple[list[Term], str]:
+        value = leaf.value
+        rule = reader.rule(value) if isinstance(value, Value) and leaf not in narrow else None
+        if rule is not None and phase != "operand" and isinstance(value, Value) and value.op is not None:
+            further = None
+            if rule.kind in ("move", "join"):
+                further = phase
+            elif rule.kind == "sum":
+                further = "summed" if phase != "summed" else None
+            elif rule.kind == "product":
+                further = "operand" if phase != "summed" else None
+            elif rule.kind == "linear":
+                further = "operand" if phase == "summed" and value.op.name == "mul" else phase
+            elif rule.kind == "constant":
+                further = phase
+            terms = _terms(reader, leaf) if further is not None else None
+            if terms is not None and further is not None:
+                for term in terms:
+                    entries = [f for f in term.factors if isinstance(f, Leaf)]
+                    axes = [{a for i in f.index for a in reader.current(i).axes} for f in entries]
+                    widest = set().union(*axes)
+                    if rule.kind == "linear" and widest in axes:
+                        narrow.update(f for f, own in zip(entries, axes, strict=True) if own != widest)
+                return terms, further
+        found = _operand(leaf, reader)
+        if isinstance(found, Leaf) and (scaled := _scaled(found, reader)) is not None:
+            found = scaled
+        return found if isinstance(found, Leaf) else (found, "operand")
+
+    terms = [reader.resolve(term) for term in reader.expand(leaf, step)]
+    for operand in (leaf for term in terms for leaf in notation.leaves(term.factors)):
+        if any(not set(term.bound).isdisjoint(operand.axes) for term in terms):
+            continue  # randomness in an operand of the product is outside
+        if isinstance(operand.value, Value) and operand.value.op is not None and operand.value.op.random:
+            raise randomness(operand.value.op, operand.value)
+    return [reader.resolve(term) for term in fold(terms, reader.splits)]
+
+
+def _scaled(leaf: Leaf, reader: Reader) -> list[Term] | None:
+    """An operand that is another one times a number, where that one is as fit to be an operand.
+
+    A sealed value, which may be the root of another match, stays whole.
+    """
+    value = leaf.value
+    if not isinstance(value, Value) or value.op is None or value.op.name not in ("mul", "div", "neg"):
+        return None
+    match _terms(reader, leaf) if reader.rule(value) and not reader.sealed(value) else None:
+        case [Term(_, (Leaf(Value() as inner, _),), ())] as terms if reader.fitness(inner) >= reader.fitness(
+            value
+        ):
+            reader.visit(leaf)
+            return terms
+    return None
+
+
+def _counted(term: Term) -> Term:
+    """A term without sums over axes that no factor has: such a sum is a multiplication."""
+    factors = tuple(
+        Func(f.name, tuple(map(_counted, f.argument)))
+        if isinstance(f, Func) and isinstance(f.argument, tuple)
+        else f
+        for f in term.factors
+    )
+    inside = {axis for factor in factors for axis in factor.axes}
+    idle = notation.product([axis.size for axis in term.bound if axis not in inside])
+    if not isinstance(idle, int):
+        raise NoMatch(f"a value is added up {idle} times, a symbolic number")
+    bound = tuple(axis for axis in term.bound if axis in inside)
+    return Term(term.coefficient * idle, factors, bound)
+
+
+def _hoisted(term: Term) -> Term:
+    """A term with what is constant in an up score moved out of it."""
+    coefficient, factors = term.coefficient, list[Factor]()
+    for factor in term.factors:
+        if not (isinstance(factor, Func) and not factor.name and isinstance(factor.argument, tuple)):
+            factors.append(factor)
+            continue
+        scores = sorted(factor.argument, key=lambda t: -len(t.bound))
+        scale = scores[0].coefficient if scores and scores[0].coefficient else notation.ONE
+        scores = [replace(t, coefficient=t.coefficient / scale) for t in scores]
+        coefficient *= scale
+        if scores and scores[0].bound:
+            outside = [f for f in scores[0].factors if set(f.axes).isdisjoint(scores[0].bound)]
+            counts = {f: {s.factors.count(f) for s in scores} for f in outside}
+            outside = [f for f in outside if len(counts[f]) == 1]
+            scores = [replace(t, factors=tuple(f for f in t.factors if f not in outside)) for t in scores]
+            factors += outside
+        factors.append(Func("", tuple(scores)))
+    return replace(term, coefficient=coefficient, factors=tuple(factors))

@@ -1,0 +1,176 @@
+"""Why something is no match, in the words that a user reads, and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mhf_compile import notation
+from mhf_compile.notation import Axis, Func, Leaf, Term
+from mhf_compile.reading.reader import DTYPES
+from mhf_compile.reading.rules import RULES
+from mhf_compile.tape.tape import Op, Value
+
+
+class NoMatch(Exception):
+    """Why a candidate is not the pattern.
+
+    ``at`` is the value that shows it; ``advice`` is what the user may change, "" where there is nothing; of
+    several reasons, the one with the most ``progress`` is told.
+    """
+
+    def __init__(self, reason: str, at: Value | None = None, progress: int = 0, advice: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.at = at
+        self.progress = progress
+        self.advice = advice
+
+
+class Refusal(NoMatch):
+    """Why a match is left alone: it is the pattern, but leaving it out could be seen."""
+
+
+NO_GRAD = "put no_grad around all of it"
+NO_DROPOUT = "set the probability to 0, or move the dropout behind the product with the values"
+NO_ZEROS = "leave out what is multiplied by 0"
+"""Advice for reasons that are found in several places."""
+
+RESULT = "result"
+"""Beside the operands that an axis occurs in: that it is in the result."""
+
+WORDS = {
+    "q": "the input",
+    "k": "the gate's weight",
+    "u": "the up weight",
+    "v": "the values",
+    "r": "the routing weight",
+    "gate_bias": "the gate's bias",
+    "up_bias": "the up bias",
+    RESULT: "the result",
+}
+"""The operands of the patterns."""
+
+NORMS = frozenset(
+    ["pow", "native_layer_norm", "native_group_norm", "_fused_rms_norm", "linalg_vector_norm", "var_mean"]
+)
+"""Operations that norms are made of."""
+
+_PICKS = frozenset(
+    ["index", "index_select", "gather", "index_put", "index_add", "scatter_add", "nonzero", "_grouped_mm"]
+)
+"""Operations that pick rows by data."""
+
+
+def nearest(anchor: Value, failed: Sequence[NoMatch], stopped: NoMatch | None, leaves: bool) -> NoMatch:
+    """Of the reasons why an activation is in no match the one that is nearest to a match.
+
+    Args:
+        anchor: the value that completes the activation.
+        failed: why each candidate that it is in is no match, of the largest one first.
+        stopped: what keeps it from being in more candidates, if anything does.
+        leaves: whether something linear in it is a result of the graph.
+    """
+    assert anchor.op is not None
+    transforms = [t.lower() for t in anchor.op.state.transforms if t != "Vmap"]
+    if transforms:
+        return NoMatch(f"it is inside a transform of torch.func ({transforms[0]})")
+    if anchor.op.scope is not None and anchor.op.scope.inside:
+        return NoMatch(f"it is inside {anchor.op.scope.inside}")
+    if failed:  # a refusal before others; of equals the smallest candidate's
+        told = failed[::-1] if stopped is None else [*failed[::-1], stopped]
+        return max(told, key=lambda error: (isinstance(error, Refusal), error.progress))
+    if stopped is not None:
+        reason = f"it reaches no product with values: {stopped.reason}"
+        return NoMatch(reason, stopped.at, stopped.progress, stopped.advice)
+    if leaves:
+        reason = "it leaves the graph before a product with values: it is returned, or the graph breaks there"
+        advice = 'if the graph breaks there (TORCH_LOGS="graph_breaks" tells), remove the break'
+        return NoMatch(reason, anchor, advice=advice)
+    return NoMatch("it reaches no product with values", anchor)
+
+
+def not_linear(op: Op, value: Value) -> NoMatch:
+    """Why an operation that is applied to an activation ends the search: it is not read as linear in it."""
+    if op.name == "pow":
+        return NoMatch("it is squared as well, as a norm or a penalty does", value, 2000)
+    if op.name in NORMS:
+        return NoMatch(f"it is normalised ({op.name}) before the product with the values", value, 2000)
+    if op.random or "dropout" in op.name:
+        return randomness(op, value)
+    if op.name == "_to_copy":
+        return NoMatch(f"it is cast to {str(value.dtype).removeprefix('torch.')}", value)
+    others = [v.dtype for v in op.inputs if v.dtype not in DTYPES]
+    if op.name in RULES and others:
+        dtype = str(others[0]).removeprefix("torch.")
+        return NoMatch(f"it is combined ({op.name}) with a tensor of {dtype}", value)
+    if op.name in _PICKS:
+        return NoMatch(f"its rows are picked by data ({op.name}), as in sparse routing", value, 2000)
+    return NoMatch(f"{op.title} is applied to it", value)
+
+
+def randomness(op: Op, value: Value) -> NoMatch:
+    """That a random operation is inside."""
+    advice = NO_DROPOUT if "dropout" in op.name else ""
+    return NoMatch(f"dropout or other randomness is inside ({op.name})", value, 2000, advice)
+
+
+def other_factors(goal: Term, term: Term) -> NoMatch:
+    """Why a term has not even the factors of a pattern."""
+    functions = [f for f in term.factors if isinstance(f, Func) and isinstance(f.argument, tuple)]
+    if any(isinstance(f, notation.Delta) for f in term.factors):
+        return NoMatch("it is only a part of a concatenation or of a buffer")
+    ups, wanted = (sum(isinstance(f, Func) and not f.name for f in t.factors) for t in (term, goal))
+    if ups != wanted:  # of one with too few, a pattern that wants none says more
+        reason = f"the activation is multiplied with {ups} tensors of its own shape"
+        return NoMatch(reason, progress=-max(1, ups))
+    for function in functions:
+        assert isinstance(function.argument, tuple)
+        products = [t for t in function.argument if t.bound]
+        what = f"argument of {function.name}" if function.name else "up projection"
+        if len(products) != 1:
+            made = next((value_of(leaf) for leaf in notation.leaves((function,))), None)
+            found = f"the result of {made.op.title}" if made is not None and made.op else "an input"
+            found = f"a sum of {len(products)} products" if products else found
+            return NoMatch(f"the {what} is {found}, not one product of an input and a weight", made)
+        if any(not t.factors for t in function.argument):
+            return NoMatch(f"a number is added to the {what}")
+        extra = len(products[0].factors) - 2
+        if extra > 0:
+            return NoMatch(f"the {what} has {extra} more factor(s) than an input and a weight")
+    if not term.bound:
+        return NoMatch("the activation is not contracted with values")
+    if len(functions) > ups + 1:
+        return NoMatch("activations are multiplied with each other")
+    return NoMatch("it is not one sum over the width of activation, up projection, weight and values")
+
+
+def misplaced(axis: Axis, present: set[str], progress: int) -> NoMatch:
+    """Why an axis that just some operands have keeps a program from being a pattern."""
+    has = " and ".join(word for name, word in WORDS.items() if name in present)
+    lacks = " and ".join(WORDS[name] for name in ("k", "u", "v") if name not in present)
+    if "q" in present and RESULT not in present:
+        reason = f"it is summed over an axis of size {axis.size} of {has}: tokens or heads"
+    elif present <= {"k", "u", "v", "gate_bias", "up_bias"}:
+        reason = f"{axis.size} activations are added up that share {lacks}"
+    elif RESULT in present and "q" not in present:
+        reason = f"of {has} there is an axis of size {axis.size} that the input of gate and up lacks"
+    else:
+        reason = f"an axis of size {axis.size} of {has} is not in {lacks or 'its place'}"
+    return NoMatch(reason, progress=progress)
+
+
+def differing(first: Leaf, second: Leaf) -> NoMatch:
+    """Why two leaves in the place of one operand are not the same."""
+    a, b = value_of(first), value_of(second)
+    reason = f"gate and up do not read the same input: {first.value} and {second.value}"
+    if a is not None and b is not None and a is b:
+        reason = f"gate and up do not read the same part of {a}"
+    elif a is not None and b is not None and a.handle is b.handle:
+        reason = f"gate and up do not read the same input: {a} is written to between them"
+    later = max((first, second), key=lambda leaf: getattr(value_of(leaf), "time", -1))
+    return NoMatch(reason, value_of(later), progress=1)
+
+
+def value_of(leaf: Leaf) -> Value | None:
+    """The value of a leaf, where it is one and no stack of several."""
+    return leaf.value if isinstance(leaf.value, Value) else None

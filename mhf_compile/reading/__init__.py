@@ -1,0 +1,1 @@
+"""Reading: values of a tape as index notation, by one rule for each ATen operation."""

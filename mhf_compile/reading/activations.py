@@ -1,0 +1,315 @@
+"""Find the activations of a tape: the values at which an elementwise function of one entry is complete.
+
+An activation may be one operation or be spelled out over many, ``x / (1 + exp(-x))``, with other factors
+between them. What is read of it is an expression in ``x``, and which function that is, is known by what it
+computes. One that the op does not know keeps its text as its name, ``x*tanh(x)``, and is never rewritten.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from mhf_compile.kernels.activations import ACTIVATIONS
+from mhf_compile.notation import ONE, Delta, Factor, Func, Leaf, Term, Unreadable
+from mhf_compile.reading.expression import (
+    Call,
+    Expression,
+    Known,
+    X,
+    functions,
+    identify,
+    text,
+    times,
+    varies,
+)
+from mhf_compile.reading.numbering import Alike
+from mhf_compile.reading.reader import DTYPES, Reader, entry_axes
+from mhf_compile.reading.rules import RULES, Rule
+from mhf_compile.tape.tape import Op, Tape, Value
+
+_PARTS = frozenset(["exp", "erf", "erfc", "reciprocal", "abs", "log", "sqrt", "rsqrt", "sin", "cos"])
+"""Functions that are parts of activations, or of norms, but none themselves."""
+
+FINAL = frozenset(["silu", "gelu", "gelu_tanh", "relu_squared", "identity"])
+"""Activations that are no part of another one."""
+
+ELEMENTWISE = ("move", "linear", "function", "constant")
+"""Kinds of rules by which an entry depends on one entry of each argument."""
+
+DEPTH = 12
+"""Operations that an expression is followed down."""
+
+TERMS = 64
+"""Terms of the longest expression."""
+
+
+@dataclass
+class _Product:
+    """A product of what depends on one entry only, and the rest."""
+
+    x: Leaf
+    inside: Expression = ((ONE, ()),)
+    count: int = 0
+    """Tensors inside; two for a function that is no tensor of its own."""
+    rest: list[Factor] = field(default_factory=list)
+    path: list[Leaf] = field(default_factory=list)
+    """What was read through."""
+
+    def take(self, expression: Expression, path: list[Leaf], count: int = 1) -> None:
+        """Multiply something in that depends on the entry only; a number counts for nothing."""
+        self.inside = times(self.inside, expression)
+        self.count += count * varies(expression)
+        self.path += path
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it is a function, and more than a tensor that was complete before, times others."""
+        return bool(self.path) and (self.count > 1 or not self.rest) and bool(functions(self.inside))
+
+
+class Activations:
+    """The activations of a tape.
+
+    Attributes:
+        anchors: the value that completes an activation -> the function's name, or its text where the op
+            does not know it.
+    """
+
+    def __init__(self, tape: Tape) -> None:
+        self.anchors: dict[Value, str] = {}
+        self._curved: set[Value] = set()  # elementwise in a function, which may go on
+        self._scores: set[Value] = set()  # linear in a product
+        self._arguments: dict[Value, Value] = {}  # the score that an activation without a rule is of
+        self._sources: dict[Value, frozenset[Value]] = {}  # what a value is made of, element by element
+        self.alike = Alike(tape)
+        reader = Reader()
+        for value in tape.values:
+            rule = reader.rule(value)
+            if value.op is None:
+                continue
+            if rule is None or (
+                rule.kind == "function" and reader.apply(Leaf(value, entry_axes(value))) is None
+            ):
+                self._foreign(value, value.op)
+                continue
+            if self._is_score(value.op):
+                self._scores.add(value)
+            if rule.kind in (*ELEMENTWISE, "join"):
+                inputs = map(self._sources_of, value.op.inputs)
+                self._sources[value] = frozenset[Value]().union(*inputs)
+            if rule.kind == "function" or not self._curved.isdisjoint(value.op.inputs):
+                self._follow(reader, value, rule)
+            elif value.op.name == "mul" and self._scores.issuperset(value.op.args):
+                self.anchors[value] = "identity"
+
+    def _is_score(self, op: Op) -> bool:
+        """Whether an operation gives a product of tensors summed over an axis, or something linear in one."""
+        kind, inputs = RULES[op.name].kind, op.inputs
+        if kind in ("product", "sum"):
+            return kind == "product" or any(v.op is not None and v.op.name == "mul" for v in inputs)
+        if op.name in ("mul", "div", "pow", "addcmul") and len(inputs) != 1:
+            return False
+        every = all if kind == "join" else any
+        return kind in ("move", "join", "linear") and every(v in self._scores for v in inputs)
+
+    def _foreign(self, value: Value, op: Op) -> None:
+        """Note an elementwise operation that no rule reads, on a score: it is none that the op knows."""
+        tagged = op.func is not None and torch.Tag.pointwise in op.func.tags
+        pointwise = tagged or op.name == "_prelu_kernel"  # which PyTorch does not tag
+        scores = [v for v in op.inputs if v in self._scores and v.shape == value.shape]
+        if pointwise and scores and value.dtype in DTYPES and value.output == 0:
+            self.anchors[value] = op.name.removeprefix("_")
+            self._arguments[value] = scores[0]
+
+    def _sources_of(self, value: Value) -> frozenset[Value]:
+        return self._sources.get(value) or frozenset([self.alike.first[value]])
+
+    def _may_complete(self, op: Op, rule: Rule) -> bool:
+        """Whether an operation has one tensor, a quotient's function in it, or two with a common source."""
+        sources = [self._sources_of(value) for value in op.inputs]
+        pairs = itertools.combinations(sources, 2)
+        return len(sources) == 1 or op.name == "div" or not all(a.isdisjoint(b) for a, b in pairs)
+
+    def _follow(self, reader: Reader, value: Value, rule: Rule) -> None:
+        """Note whether a value that is elementwise in a function completes an activation."""
+        assert value.op is not None
+        if rule.kind == "move":
+            self._curved.add(value)
+        if rule.kind not in ("function", "linear"):
+            return
+        found = None
+        if rule.kind == "function" or self._may_complete(value.op, rule):
+            found = self._complete(reader, Leaf(value, entry_axes(value)))
+        if found is not None:
+            product, known = found
+            inside = {leaf.value for leaf in product.path}
+            for part in inside & self.anchors.keys():
+                assert isinstance(part, Value)
+                if all(inside.issuperset(user.outputs) for user in part.users):
+                    del self.anchors[part]
+            self.anchors[value] = known.name
+        is_sum = rule.products is not None and sum(map(bool, rule.products(value.op))) > 1
+        if (found is None and not is_sum) or (found is not None and found[1].name not in FINAL):
+            self._curved.add(value)
+
+    def read(self, reader: Reader, anchor: Leaf) -> list[Term]:
+        """An entry of an anchor as a product of one named function of an entry, and others."""
+        assert isinstance(anchor.value, Value)
+        if anchor.value in self._arguments:
+            argument = Leaf(self._arguments[anchor.value], anchor.index)
+            reader.visit(anchor)
+            return [Term(factors=(Func(self.anchors[anchor.value], (Term(factors=(argument,)),)),))]
+        found = self._complete(reader, anchor, self.anchors[anchor.value])
+        if found is None:  # the product of two scores
+            if self.anchors[anchor.value] != "identity":
+                raise Unreadable("a gradient is stopped inside the activation, by detach or no_grad")
+            (term,) = reader.apply(anchor) or []
+            gate, *rest = term.factors
+            assert isinstance(gate, Leaf)
+            found = _Product(gate, rest=rest, path=[anchor]), Known("identity", term.coefficient)
+        product, known = found
+        reader.visit(*product.path)
+        factors: list[Factor] = [Func(known.name, (Term(known.scale, (product.x,)),))]
+        for other in product.rest:
+            operand = _operand(reader, other)
+            if operand is None:
+                return []
+            factors.append(operand)
+        return [Term(known.factor, tuple(factors))]
+
+    def _complete(
+        self, reader: Reader, leaf: Leaf, wanted: str | None = None
+    ) -> tuple[_Product, Known] | None:
+        """What is complete at an entry: the product, and its function, whose name may be its text."""
+        best: tuple[_Product, Known] | None = None
+        for x in self._variables(reader, leaf):
+            product = _Product(x)
+            self._cut(reader, leaf, product, DEPTH)
+            if not product.is_new:
+                continue
+            known = identify(product.inside) or Known(text(product.inside))
+            named = known.name in ACTIVATIONS
+            if wanted is not None and known.name != wanted:
+                continue
+            if not named and x.value not in self._scores and functions(product.inside) <= _PARTS:
+                continue
+            if named and not product.rest:
+                return product, known
+            rank = named, -len(product.rest)
+            if best is None or rank > (best[1].name in ACTIVATIONS, -len(best[0].rest)):
+                best = product, known
+        return best
+
+    def _variables(self, reader: Reader, leaf: Leaf) -> Iterator[Leaf]:
+        """The entries that a product may depend on by a function, the nearest first."""
+        seen: list[Leaf] = []
+        pending = deque([(leaf, False, DEPTH)])
+        while pending:
+            entry, inside, depth = pending.popleft()
+            assert isinstance(entry.value, Value)
+            if inside:
+                entry = _canonical(reader, entry)
+                if entry in seen:
+                    continue
+                seen.append(entry)
+                yield entry
+            for factor in (f for term in _step(reader, entry, depth) or [] for f in term.factors):
+                if isinstance(factor, Func) and isinstance(factor.argument, Leaf):
+                    pending.append((factor.argument, True, depth - 1))
+                elif isinstance(factor, Leaf) and (inside or factor.value in self._curved):
+                    pending.append((factor, inside, depth - 1))
+
+    def _cut(self, reader: Reader, leaf: Leaf, product: _Product, depth: int) -> None:
+        """Multiply an entry in: what depends on ``product.x`` only goes inside, the rest beside it."""
+        path: list[Leaf] = []
+        expression = _expression(reader, self.alike, leaf, product.x, path, DEPTH)
+        if expression is not None:
+            return product.take(expression, path)
+        parts = _Product(product.x, path=[leaf])
+        match _step(reader, leaf, depth):
+            case [Term(coefficient, factors, ())] if not any(isinstance(f, Delta) for f in factors):
+                for factor in factors:
+                    path = []
+                    if isinstance(factor, Leaf):
+                        self._cut(reader, factor, parts, depth - 1)
+                    elif (
+                        call := _expression(reader, self.alike, factor, product.x, path, DEPTH)
+                    ) is not None:
+                        parts.take(call, path, count=2)
+                    else:
+                        parts.rest.append(factor)
+                if parts.count:
+                    product.take(times(((coefficient, ()),), parts.inside), parts.path, parts.count)
+                    product.rest += parts.rest
+                    return None
+        product.rest.append(leaf)
+        return None
+
+
+def _step(reader: Reader, leaf: Leaf, depth: int) -> list[Term] | None:
+    """What an entry is made of by an elementwise operation or a rearrangement, else None."""
+    rule = reader.rule(leaf.value) if isinstance(leaf.value, Value) else None
+    if rule is None or not depth or rule.kind not in (*ELEMENTWISE, "join"):
+        return None
+    terms = reader.apply(leaf)
+    return None if terms is not None and rule.kind == "join" and len(terms) > 1 else terms
+
+
+def _same_entry(reader: Reader, alike: Alike, a: Leaf, b: Leaf) -> bool:
+    """Whether two leaves are the same entry of values that are computed alike."""
+    assert isinstance(a.value, Value) and isinstance(b.value, Value)
+    return alike(a.value, b.value) and [*map(reader.current, a.index)] == [*map(reader.current, b.index)]
+
+
+def _expression(
+    reader: Reader, alike: Alike, factor: Factor, x: Leaf, path: list[Leaf], depth: int
+) -> Expression | None:
+    """A factor as an expression in an entry, if it is one; what was read through is added to the path."""
+    if isinstance(factor, Func):
+        assert isinstance(factor.argument, Leaf)
+        argument = _expression(reader, alike, factor.argument, x, path, depth)
+        return None if argument is None else ((ONE, (Call(factor.name, argument),)),)
+    if not isinstance(factor, Leaf):
+        return None
+    if _same_entry(reader, alike, factor, x):
+        return ((ONE, (X(),)),)
+    terms = _step(reader, factor, depth)
+    if terms is None or len(terms) > TERMS:
+        return None
+    total: Expression = ()
+    inside = [factor]
+    for term in terms:
+        product: Expression = ((term.coefficient, ()),)
+        for inner in term.factors:
+            found = _expression(reader, alike, inner, x, inside, depth - 1)
+            if found is None or len(product) * len(found) > TERMS:
+                return None
+            product = times(product, found)
+        total += product
+    path += inside
+    return total
+
+
+def _canonical(reader: Reader, leaf: Leaf) -> Leaf:
+    """The entry that an entry is, below all rearrangements."""
+    while (
+        isinstance(leaf.value, Value) and (rule := reader.rule(leaf.value)) and rule.kind in ("move", "join")
+    ):
+        match reader.apply(leaf):
+            case [Term(1, (Leaf() as below,), ())]:
+                leaf = below
+            case _:
+                break
+    return Leaf(leaf.value, tuple(reader.current(i) for i in leaf.index))
+
+
+def _operand(reader: Reader, factor: Factor) -> Factor | None:
+    """A factor read through rearrangements; None of a zero."""
+    if isinstance(factor, Func) and isinstance(factor.argument, Leaf):
+        return replace(factor, argument=reader.operand(factor.argument) or factor.argument)
+    return reader.operand(factor) if isinstance(factor, Leaf) else factor

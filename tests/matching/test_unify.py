@@ -1,0 +1,308 @@
+"""Unification: which leaf is which operand, which axis has which role, and the reasons when there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import permutations
+
+import pytest
+import torch
+from torch import Tensor, fx
+from torch.nn.functional import gelu, linear, relu, silu
+
+from mhf_compile.matching.search import Match, Unmatched, find
+from mhf_compile.matching.unify import Unification
+from mhf_compile.notation import product
+from mhf_compile.tape.recorder import record
+from tests.programs import BY_NAME
+
+B, T, H, E, F, D, O = 2, 3, 5, 7, 11, 13, 17  # noqa: E741
+SHAPES = {
+    "q": (B, T, H, D),
+    "k": (H, E, F, D),
+    "u": (H, E, F, D),
+    "v": (H, E, F, O),
+    "r": (B, T, H, E),
+    "gate_bias": (H, E, F),
+    "up_bias": (H, E, F),
+}
+Program = Callable[..., Tensor]
+
+
+def found(program: Program, *tensors: Tensor) -> list[Match | Unmatched]:
+    results: list[Match | Unmatched] = []
+
+    def collect(module: fx.GraphModule, inputs: object) -> fx.GraphModule:
+        results.extend(find(record(module)))
+        return module
+
+    torch._dynamo.reset()
+    torch.compile(program, backend=collect)(*tensors)
+    return results
+
+
+def unified(program: Program, *tensors: Tensor) -> Unification:
+    (match,) = found(program, *tensors)
+    assert isinstance(match, Match), match
+    return match.unification
+
+
+def reason(program: Program, *tensors: Tensor) -> str:
+    (miss,) = found(program, *tensors)
+    assert isinstance(miss, Unmatched)
+    return miss.why.reason
+
+
+def operands(names: str = "q k u v r") -> list[Tensor]:
+    return [torch.randn(SHAPES[name]) for name in names.split()]
+
+
+def sizes(unification: Unification) -> dict[str, object]:
+    return {role: unification.size(role) for role in unification.roles}
+
+
+def shapes(unification: Unification) -> dict[str, tuple[object, ...]]:
+    """The sizes of the dimensions of each operand."""
+    return {
+        name: tuple(product([axis.size for axis in dim]) for dim in operand.dims)
+        for name, operand in unification.operands.items()
+    }
+
+
+def full(q: Tensor, k: Tensor, u: Tensor, v: Tensor, r: Tensor) -> Tensor:
+    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+    return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate) * up, v)
+
+
+def test_roles_and_dimensions() -> None:
+    unification = unified(full, *operands())
+    assert sizes(unification) == {"b": B, "t": T, "h": H, "g": 1, "e": E, "f": F, "d": D, "o": O}
+    assert shapes(unification) == {name: SHAPES[name] for name in ("q", "k", "u", "v", "r")}
+    assert [product([a.size for a in dim]) for dim in unification.result] == [B, T, H, O]
+    assert unification.activation == "silu"
+
+
+@pytest.mark.parametrize("order", [*permutations("hefd")][::5], ids="".join)
+def test_no_layout_of_the_keys_matters(order: tuple[str, ...]) -> None:
+    letters = "".join(order)
+
+    def program(q: Tensor, k: Tensor, u: Tensor, v: Tensor, r: Tensor) -> Tensor:
+        return full(q, torch.einsum(f"{letters}->hefd", k), u, v, r)
+
+    q, k, u, v, r = operands()
+    unification = unified(program, q, torch.einsum(f"hefd->{letters}", k).contiguous(), u, v, r)
+    assert shapes(unification) == {name: SHAPES[name] for name in ("q", "k", "u", "v", "r")}
+    (leaf,) = unification.operands["k"].leaves
+    assert leaf.value.shape == tuple(SHAPES["k"]["hefd".index(letter)] for letter in letters)
+
+
+def test_without_weights_subnetworks_are_width() -> None:
+    q, k, u, v = operands("q k u v")
+
+    def program(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+        return torch.einsum("bthef,hefo->btho", silu(gate) * up, v)
+
+    assert sizes(unified(program, q, k, u, v)) == {
+        "b": B, "t": T, "h": H, "g": 1, "e": 1, "f": E * F, "d": D, "o": O
+    }  # fmt: skip
+
+
+def test_dense_has_one_head() -> None:
+    x, gate, up, down = torch.randn(B, T, D), torch.randn(F, D), torch.randn(F, D), torch.randn(O, F)
+    unification = unified(
+        lambda *a: linear(silu(linear(a[0], a[1])) * linear(a[0], a[2]), a[3]), x, gate, up, down
+    )
+    assert sizes(unification) == {"b": B, "t": T, "h": 1, "g": 1, "e": 1, "f": F, "d": D, "o": O}
+
+
+def test_grouped_heads_are_the_lesser_digit_of_the_queries() -> None:
+    spelling = BY_NAME["grouped"]
+    unification = unified(spelling.program, *spelling.tensors())
+    assert (unification.size("h"), unification.size("g")) == (3, 2)
+    assert [axis.size for axis in unification.operands["q"].dims[2]] == [3, 2]
+    assert [axis.size for axis in unification.operands["k"].dims[0]] == [3]
+
+
+def test_scalars_are_collected_exactly() -> None:
+    def program(q: Tensor, k: Tensor, u: Tensor, v: Tensor, r: Tensor) -> Tensor:
+        gate, up = (torch.einsum("bthd,hefd->bthef", 2 * q, weight) for weight in (k, u))
+        return torch.einsum("bthe,bthef,hefo->btho", r, silu(-gate / 4) * (3 * up), v) * 0.1
+
+    unification = unified(program, *operands())
+    assert unification.scalars == {"gate_scale": Fraction(-1, 2), "scale": 6 * Fraction(0.1)}
+    plain = unified(full, *operands())
+    assert plain.scalars == {"gate_scale": 1, "scale": 1}
+
+
+@pytest.mark.parametrize(
+    ("function", "activation", "gate_scale", "scale"),
+    [
+        (torch.sigmoid, "sigmoid", 1, 1),
+        (lambda x: x * torch.sigmoid(1.702 * x), "silu", Fraction(1.702), 1 / Fraction(1.702)),
+        (lambda x: 3 * gelu(x / 4), "gelu", Fraction(1, 4), 3),
+        (lambda x: gelu(-x, approximate="tanh"), "gelu_tanh", -1, 1),
+        (lambda x: relu(x / 2) ** 2 / 2, "relu_squared", Fraction(1, 2), Fraction(1, 2)),
+        (lambda x: x / 2, "identity", Fraction(1, 2), 1),
+    ],
+    ids=["sigmoid", "quick_gelu", "gelu", "gelu_tanh", "relu_squared", "identity"],
+)
+def test_scalars_of_each_activation_are_collected_exactly(
+    function: Callable[[Tensor], Tensor], activation: str, gate_scale: Fraction, scale: Fraction
+) -> None:
+    def program(q: Tensor, k: Tensor, u: Tensor, v: Tensor, r: Tensor) -> Tensor:
+        gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+        return torch.einsum("bthe,bthef,hefo->btho", r, function(gate) * up, v)
+
+    unification = unified(program, *operands())
+    assert unification.activation == activation
+    assert unification.scalars == {"gate_scale": gate_scale, "scale": scale}
+
+
+def ungated(q: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
+    gate = torch.einsum("bthd,hefd->bthef", q, k)
+    return torch.einsum("bthe,bthef,hefo->btho", r, relu(gate), v)
+
+
+def test_without_a_gate_there_is_no_up_projection() -> None:
+    (match,) = found(ungated, *operands("q k v r"))
+    assert isinstance(match, Match) and match.pattern.name == "ungated_mhf"
+    unification = match.unification
+    assert sizes(unification) == {"b": B, "t": T, "h": H, "g": 1, "e": E, "f": F, "d": D, "o": O}
+    assert shapes(unification) == {name: SHAPES[name] for name in ("q", "k", "v", "r")}
+    assert unification.activation == "relu"
+
+
+def test_biases() -> None:
+    def program(q, k, u, v, r, gate_bias, up_bias):
+        gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+        return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate + gate_bias) * (up - up_bias), v)
+
+    unification = unified(program, *operands("q k u v r gate_bias up_bias"))
+    assert shapes(unification) == SHAPES
+    assert unification.operands["gate_bias"].coefficient == 1
+    assert unification.operands["up_bias"].coefficient == -1
+
+
+def test_factors_of_tokens_heads_and_subnetworks_make_up_the_weights() -> None:
+    def program(q, k, u, v, r):
+        return full(q, k, u, v, r.sigmoid()) * r.mean(-1, keepdim=True) * k[:, 0, 0, :1]
+
+    operand = unified(program, *operands()).operands["r"]
+    assert len(operand.leaves) == 3
+    assert tuple(product([axis.size for axis in dim]) for dim in operand.dims) == SHAPES["r"]
+
+
+def test_weights_that_are_normalised_are_divided() -> None:
+    def program(q, k, u, v, r):
+        weights = r.exp()
+        return full(q, k, u, v, weights) / weights.sum(-1, keepdim=True)
+
+    operand = unified(program, *operands()).operands["r"]
+    assert (len(operand.leaves), len(operand.divisors)) == (1, 1)
+    assert operand.entries == (*operand.leaves, *operand.divisors)
+
+
+def test_a_multiple_of_an_operand_is_the_operand() -> None:
+    def program(q, k, u, v, r):
+        gate, up = torch.einsum("bthd,hefd->bthef", q * 2, k), torch.einsum("bthd,hefd->bthef", -q, u)
+        return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate) * up, v)
+
+    unification = unified(program, *operands())
+    assert {
+        leaf.value.op for leaf in (*unification.operands["q"].leaves, *unification.operands["q"].twins)
+    } == {None}
+    assert unification.scalars == {"gate_scale": 2, "scale": -1}
+
+
+def test_an_input_computed_twice_is_one_tensor() -> None:
+    def program(q, k, u, v, r):
+        gate = torch.einsum("bthd,hefd->bthef", q.sin(), k)
+        up = torch.einsum("bthd,hefd->bthef", q.sin(), u)
+        return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate) * up, v)
+
+    operand = unified(program, *operands()).operands["q"]
+    assert (len(operand.leaves), len(operand.twins)) == (1, 1)
+    assert operand.leaves[0].value is operand.twins[0].value
+
+
+def test_gate_and_up_are_told_apart() -> None:
+    first = unified(full, *operands())
+    second = unified(lambda q, k, u, v, r: full(q, u, k, v, r), *operands())
+    names = [[repr(u.operands[name].leaves[0].value) for name in "ku"] for u in (first, second)]
+    assert names[0] == names[1][::-1]
+    assert names[0][0] != names[0][1]
+
+
+def test_each_dimension_of_a_result_is_named() -> None:
+    def program(q, k, u, v, r):
+        return full(q, k, u, v, r).permute(3, 2, 0, 1).reshape(O * H, B * T)
+
+    assert sizes(unified(program, *operands())) == {
+        "b": B, "t": T, "h": H, "g": 1, "e": E, "f": F, "d": D, "o": O
+    }  # fmt: skip
+
+
+# -- reasons ------------------------------------------------------------------------------------------------
+
+
+def heads_summed(q, k, u, v, r):
+    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+    return torch.einsum("bthef,hefo->bto", silu(gate) * up, v)
+
+
+def channels_kept(q, k, u, v, r):
+    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+    return torch.einsum("bthe,bthef,hefo->bthfo", r, silu(gate) * up, v)
+
+
+def tokens_mixed(q, k, u, v, r):
+    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+    return torch.einsum("bthef,hefo->bho", silu(gate) * up, v)
+
+
+def other_tokens_for_up(q, k, u, v, r):
+    gate, up = torch.einsum("bthd,hefd->bthef", q, k), torch.einsum("bthd,hefd->bthef", q.flip(1), u)
+    return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate) * up, v)
+
+
+def up_multiplied_twice(q, k, u, v, r):
+    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+    return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate) * up * up, v)
+
+
+def unknown_activation(q, k, u, v, r):
+    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+    return torch.einsum("bthe,bthef,hefo->btho", r, torch.tanh(gate) * up, v)
+
+
+def unknown_constant(q, k, u, v, r):
+    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+    hidden = 0.5 * gate * (1 + torch.tanh(0.79788 * (gate + 0.044715 * gate**3)))
+    return torch.einsum("bthe,bthef,hefo->btho", r, hidden * up, v)
+
+
+def unknown_ungated_activation(q, k, u, v, r):
+    gate = torch.einsum("bthd,hefd->bthef", q, k)
+    return torch.einsum("bthe,bthef,hefo->btho", r, gate.clamp(min=0), v)
+
+
+REASONS = [
+    (heads_summed, f"it is summed over an axis of size {H}"),
+    (tokens_mixed, f"it is summed over an axis of size {T}"),
+    (other_tokens_for_up, "gate and up do not read the same input"),
+    (up_multiplied_twice, "the activation is multiplied with 2 tensors of its own shape"),
+    (unknown_activation, "the activation is tanh(x), none that the op knows"),
+    (unknown_constant, "0.5*x, none that the op knows"),
+    (unknown_ungated_activation, "the activation is clamp(0)(x), none that the op knows"),
+]
+
+
+@pytest.mark.parametrize(("program", "said"), REASONS, ids=[program.__name__ for program, _ in REASONS])
+def test_reasons(program: Program, said: str) -> None:
+    assert said in reason(program, *operands())
+
+
+def test_a_width_that_is_not_contracted_is_no_match() -> None:
+    assert all(isinstance(result, Unmatched) for result in found(channels_kept, *operands()))

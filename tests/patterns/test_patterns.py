@@ -1,0 +1,172 @@
+"""The patterns: each formula is what its docstring says, entry by entry, and its layouts are true."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Iterable
+
+import pytest
+import torch
+from torch import Tensor
+
+from mhf_compile.kernels.activations import ACTIVATIONS
+from mhf_compile.matching.search import normal_pattern
+from mhf_compile.notation import Func, Leaf
+from mhf_compile.patterns import FLASH_MHF, PATTERNS, UNGATED_MHF
+from mhf_compile.patterns.pattern import Pattern
+
+SIZES = {"b": 2, "t": 3, "h": 2, "g": 1, "e": 2, "f": 3, "d": 2, "o": 3}
+DEFINITIONS: dict[str, Callable[[float], float]] = {
+    "silu": lambda x: x / (1 + math.exp(-x)),
+    "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "relu": lambda x: max(x, 0.0),
+    "relu_squared": lambda x: max(x, 0.0) ** 2,
+    "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
+    "identity": lambda x: x,
+}
+
+
+def operands(pattern: Pattern, sizes: dict[str, int], given: set[str]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(
+            [math.prod(sizes[a] for a in dim.split()) for dim in dims],
+            generator=generator,
+            dtype=torch.float64,
+        )
+        for name, dims in pattern.operands.items()
+        if name not in pattern.optional or name in given
+    }
+
+
+def by_definition(
+    tensors: dict[str, Tensor], sizes: dict[str, int], activation: str, gate_scale: float, scale: float
+) -> Tensor:
+    """The formula of the paper as loops over every index, in Python numbers; without u the up score is 1."""
+    q, k, v = (tensors[name].tolist() for name in "qkv")
+    u = tensors["u"].tolist() if "u" in tensors else None
+    zero = torch.zeros(sizes["h"], sizes["e"], sizes["f"]).tolist()
+    gate_bias, up_bias = (tensors[n].tolist() if n in tensors else zero for n in ("gate_bias", "up_bias"))
+    r = tensors["r"].tolist() if "r" in tensors else None
+    batch, length, heads, group = sizes["b"], sizes["t"], sizes["h"], sizes["g"]
+    result = torch.zeros(batch, length, heads * group, sizes["o"], dtype=torch.float64)
+    for b, t, h in itertools.product(range(batch), range(length), range(heads * group)):
+        kv = h // group
+        for e, f in itertools.product(range(sizes["e"]), range(sizes["f"])):
+            dims = range(sizes["d"])
+            gate = gate_scale * sum(q[b][t][h][d] * k[kv][e][f][d] for d in dims) + gate_bias[kv][e][f]
+            up = 1.0
+            if u is not None:
+                up = sum(q[b][t][h][d] * u[kv][e][f][d] for d in dims) + up_bias[kv][e][f]
+            weight = r[b][t][h][e] if r is not None else 1.0
+            for o in range(sizes["o"]):
+                result[b, t, h, o] += scale * weight * DEFINITIONS[activation](gate) * up * v[kv][e][f][o]
+    return result
+
+
+def subsets(names: Iterable[str]) -> list[set[str]]:
+    ordered = sorted(names)
+    return [set(c) for n in range(len(ordered) + 1) for c in itertools.combinations(ordered, n)]
+
+
+CASES = [
+    (pattern, activation, given, group)
+    for pattern in PATTERNS
+    for group in (1, 3)
+    for given, activation in [
+        *((given, "silu") for given in subsets(pattern.optional)),
+        *((set(pattern.optional), activation) for activation in sorted(pattern.activations - {"silu"})),
+    ]
+]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "activation", "given", "group"),
+    CASES,
+    ids=[f"{p.name}-{a}-{'+'.join(sorted(given)) or 'none'}-{g}" for p, a, given, g in CASES],
+)
+def test_a_formula_is_its_definition(pattern: Pattern, activation: str, given: set[str], group: int) -> None:
+    sizes = {**SIZES, "g": group}
+    tensors = operands(pattern, sizes, given)
+    function = ACTIVATIONS[activation].function
+    found = pattern.formula(*(tensors.get(name) for name in pattern.operands), function, 0.5, -3.0)
+    expected = by_definition(tensors, sizes, activation, 0.5, -3.0)
+    # Sums of at most 2 + 2 * 6 products, and a few roundings in each: under 100 units in the last place.
+    torch.testing.assert_close(found, expected, rtol=100 * torch.finfo(torch.float64).eps, atol=1e-13)
+
+
+def test_the_defaults_are_no_scales_and_the_usual_activation() -> None:
+    for pattern, activation in ((FLASH_MHF, torch.nn.functional.silu), (UNGATED_MHF, torch.relu)):
+        required = operands(pattern, SIZES, set()).values()
+        absent = [None] * len(pattern.optional)
+        wanted = pattern.formula(*required, *absent, activation, 1.0, 1.0)
+        assert torch.equal(pattern.formula(*required), wanted)
+
+
+def test_the_activations_are_the_op_s() -> None:
+    assert FLASH_MHF.activations == ACTIVATIONS.keys() == DEFINITIONS.keys()
+    assert UNGATED_MHF.activations == FLASH_MHF.activations - {"identity"}  # that is no feed-forward
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: p.name)
+def test_layouts_are_those_of_the_formula(pattern: Pattern) -> None:
+    def shape(dims: tuple[str, ...]) -> list[int]:
+        return [math.prod(pattern.sizes[axis] for axis in dim.split()) for dim in dims]
+
+    tensors = [torch.zeros(shape(dims)) for dims in pattern.operands.values()]
+    for activation in pattern.activations:
+        function = ACTIVATIONS[activation].function
+        result = pattern.formula(*tensors, function, *pattern.scalars.values())
+        assert list(result.shape) == shape(pattern.result)
+    parameters = list(inspect.signature(pattern.formula).parameters)
+    assert parameters == _arguments(pattern)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: p.name)
+def test_a_pattern_is_consistent(pattern: Pattern) -> None:
+    axes = {a for dims in (*pattern.operands.values(), pattern.result) for dim in dims for a in dim.split()}
+    assert axes == set(pattern.sizes)
+    assert len(set(pattern.sizes.values())) == len(pattern.sizes)
+    assert len(set(pattern.scalars.values())) == len(pattern.scalars)
+    assert 1 not in (*pattern.sizes.values(), *pattern.scalars.values())
+    assert pattern.optional | {pattern.product} | pattern.shared - {"result"} <= set(pattern.operands)
+    assert pattern.product in pattern.optional
+    assert pattern.required | set(pattern.tokens) <= axes
+    weights = set(pattern.operands) - {"q", "r"}
+    for token in pattern.tokens:
+        assert not any(token in " ".join(pattern.operands[name]).split() for name in weights)
+        assert token in " ".join(pattern.result).split()
+
+
+def _arguments(pattern: Pattern) -> list[str]:
+    return [*pattern.operands, "activation", *pattern.scalars]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: p.name)
+def test_the_schema_of_the_op_is_the_pattern_s(pattern: Pattern) -> None:
+    import mhf_compile.kernels.ops  # noqa: F401
+
+    namespace, name = pattern.op.split("::")
+    schema = getattr(getattr(torch.ops, namespace), name).default._schema
+    names = [argument.name for argument in schema.arguments]
+    own = _arguments(pattern)
+    assert [name for name in names if name in own] == own
+    optional = {a.name for a in schema.arguments if isinstance(a.type, torch.OptionalType)}
+    others = [other for other in PATTERNS if other.op == pattern.op]
+    lacking = {name for o in others for name in own if name in o.optional or name not in _arguments(o)}
+    assert {*pattern.optional, *set(names) - set(own)} <= optional  # what the pattern lacks is None
+    assert optional & set(own) == lacking
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: p.name)
+def test_a_formula_reads_as_one_term_of_all_operands(pattern: Pattern) -> None:
+    names, index, term = normal_pattern(pattern)
+    assert sorted(names.values()) == sorted(pattern.operands)
+    assert len(index) == len(pattern.result)
+    functions = [factor.name for factor in term.factors if isinstance(factor, Func)]
+    assert sorted(functions) == ([""] if "u" in pattern.operands else []) + ["relu"]  # any will do
+    assert {names[leaf.value] for leaf in term.factors if isinstance(leaf, Leaf)} == {"v", "r"}
+    assert term.coefficient == pattern.scalars["scale"]
