@@ -17,7 +17,6 @@ from torch import fx
 from torch._logging._internal import trace_structured_artifact
 
 import mhf_compile.kernels.ops  # noqa: F401  (registers the ops that the rewritten graphs call)
-from mhf_compile import notation
 from mhf_compile.errors import NotRewritten
 from mhf_compile.kernels.source import source_hash
 from mhf_compile.matching.reasons import NoMatch, Refusal
@@ -175,8 +174,7 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
     def accept(match: Match) -> None:
         region = Region(tape, match)
         region.check()
-        size = match.unification.size
-        if options.refuses(heads=notation.times(size("h"), size("g")), subnetworks=size("e")):
+        if match.is_dense and options.dense != "always":
             raise Refusal(
                 f"a dense feed-forward is left to the inner compiler: flashmhf.dense is {options.dense!r}",
                 advice='set "flashmhf.dense" to "always" to rewrite it all the same',

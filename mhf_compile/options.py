@@ -34,10 +34,6 @@ class Options:
     workspace: int | None = None
     strict: bool = False
 
-    def refuses(self, heads: object, subnetworks: object) -> bool:
-        """Whether a match of some sizes is to be left to the inner compiler."""
-        return self.dense != "always" and heads == 1 and subnetworks == 1
-
 
 _CHOICES = {
     "prove": ("auto", "always", "never"),

@@ -92,18 +92,3 @@ def test_a_wrong_value_is_told_the_valid_ones(key: str, value: object, valid: li
     wanted = str(raised.value).partition("; it takes ")[2]
     assert all(text in wanted for text in valid)
     assert isinstance(raised.value, (FlashMHFError, ValueError))
-
-
-@pytest.mark.parametrize(
-    ("policy", "heads", "subnetworks", "refused"),
-    [
-        ("auto", 1, 1, True),
-        ("never", 1, 1, True),
-        ("always", 1, 1, False),
-        ("never", 2, 1, False),
-        ("never", 1, 2, False),
-        ("auto", 8, 8, False),
-    ],
-)
-def test_only_dense_is_left_alone(policy: str, heads: int, subnetworks: int, refused: bool) -> None:
-    assert Options(dense=policy).refuses(heads, subnetworks) == refused

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from mhf_compile import notation
-from mhf_compile.matching.reasons import NO_ZEROS, NoMatch, randomness
+from mhf_compile.matching.reasons import NO_ZEROS, OBSTACLE, NoMatch, randomness
 from mhf_compile.notation import Factor, Func, Index, Leaf, Tensor, Term
 from mhf_compile.notation.fold import fold
 from mhf_compile.reading.activations import Activations
@@ -80,7 +80,7 @@ def _terms(reader: Reader, leaf: Leaf) -> list[Term] | None:
     terms = reader.apply(leaf)
     if any(not term.coefficient and term.factors for term in terms or ()):
         value = leaf.value if isinstance(leaf.value, Value) else None
-        raise NoMatch("a tensor in it is multiplied by 0", value, 2000, NO_ZEROS)
+        raise NoMatch("a tensor in it is multiplied by 0", value, OBSTACLE, NO_ZEROS)
     return terms
 
 

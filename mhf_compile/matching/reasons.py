@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from enum import IntEnum, auto
+from typing import NamedTuple
 
 from mhf_compile import notation
 from mhf_compile.notation import Axis, Func, Leaf, Term
+from mhf_compile.patterns.pattern import RESULT, Kind, Pattern
 from mhf_compile.reading.reader import DTYPES
 from mhf_compile.reading.rules import RULES
 from mhf_compile.tape.tape import Op, Value
+
+
+class Stage(IntEnum):
+    """How far a candidate came before it was no match; of several reasons the latest stage's is told."""
+
+    FACTORS = auto()
+    """It has another number of factors; the size is minus their number."""
+    FORM = auto()
+    """It is not read, or has not the form of a pattern."""
+    OPERANDS = auto()
+    """Each factor has its place, but what is there is not one operand."""
+    ROLES = auto()
+    """The axes have roles, but for one; the size is the number of those before it."""
+    SIZES = auto()
+    """Every axis has a role, but one that is needed is missing or empty."""
+    OBSTACLE = auto()
+    """Some operation keeps it from being a feed-forward, whatever the rest is."""
+    MATCH = auto()
+    """All of it is the pattern, but cannot be replaced; the size is the number of hidden values."""
+
+
+class Progress(NamedTuple):
+    """A stage, and how far in it."""
+
+    stage: Stage
+    size: int = 0
+
+
+FORM = Progress(Stage.FORM)
+SIZES = Progress(Stage.SIZES)
+OBSTACLE = Progress(Stage.OBSTACLE)
 
 
 class NoMatch(Exception):
@@ -18,7 +52,9 @@ class NoMatch(Exception):
     several reasons, the one with the most ``progress`` is told.
     """
 
-    def __init__(self, reason: str, at: Value | None = None, progress: int = 0, advice: str = "") -> None:
+    def __init__(
+        self, reason: str, at: Value | None = None, progress: Progress = FORM, advice: str = ""
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.at = at
@@ -34,21 +70,6 @@ NO_GRAD = "put no_grad around all of it"
 NO_DROPOUT = "set the probability to 0, or move the dropout behind the product with the values"
 NO_ZEROS = "leave out what is multiplied by 0"
 """Advice for reasons that are found in several places."""
-
-RESULT = "result"
-"""Beside the operands that an axis occurs in: that it is in the result."""
-
-WORDS = {
-    "q": "the input",
-    "k": "the gate's weight",
-    "u": "the up weight",
-    "v": "the values",
-    "r": "the routing weight",
-    "gate_bias": "the gate's bias",
-    "up_bias": "the up bias",
-    RESULT: "the result",
-}
-"""The operands of the patterns."""
 
 NORMS = frozenset(
     ["pow", "native_layer_norm", "native_group_norm", "_fused_rms_norm", "linalg_vector_norm", "var_mean"]
@@ -92,9 +113,9 @@ def nearest(anchor: Value, failed: Sequence[NoMatch], stopped: NoMatch | None, l
 def not_linear(op: Op, value: Value) -> NoMatch:
     """Why an operation that is applied to an activation ends the search: it is not read as linear in it."""
     if op.name == "pow":
-        return NoMatch("it is squared as well, as a norm or a penalty does", value, 2000)
+        return NoMatch("it is squared as well, as a norm or a penalty does", value, OBSTACLE)
     if op.name in NORMS:
-        return NoMatch(f"it is normalised ({op.name}) before the product with the values", value, 2000)
+        return NoMatch(f"it is normalised ({op.name}) before the product with the values", value, OBSTACLE)
     if op.random or "dropout" in op.name:
         return randomness(op, value)
     if op.name == "_to_copy":
@@ -104,14 +125,14 @@ def not_linear(op: Op, value: Value) -> NoMatch:
         dtype = str(others[0]).removeprefix("torch.")
         return NoMatch(f"it is combined ({op.name}) with a tensor of {dtype}", value)
     if op.name in _PICKS:
-        return NoMatch(f"its rows are picked by data ({op.name}), as in sparse routing", value, 2000)
+        return NoMatch(f"its rows are picked by data ({op.name}), as in sparse routing", value, OBSTACLE)
     return NoMatch(f"{op.title} is applied to it", value)
 
 
 def randomness(op: Op, value: Value) -> NoMatch:
     """That a random operation is inside."""
     advice = NO_DROPOUT if "dropout" in op.name else ""
-    return NoMatch(f"dropout or other randomness is inside ({op.name})", value, 2000, advice)
+    return NoMatch(f"dropout or other randomness is inside ({op.name})", value, OBSTACLE, advice)
 
 
 def other_factors(goal: Term, term: Term) -> NoMatch:
@@ -122,7 +143,7 @@ def other_factors(goal: Term, term: Term) -> NoMatch:
     ups, wanted = (sum(isinstance(f, Func) and not f.name for f in t.factors) for t in (term, goal))
     if ups != wanted:  # of one with too few, a pattern that wants none says more
         reason = f"the activation is multiplied with {ups} tensors of its own shape"
-        return NoMatch(reason, progress=-max(1, ups))
+        return NoMatch(reason, progress=Progress(Stage.FACTORS, -max(1, ups)))
     for function in functions:
         assert isinstance(function.argument, tuple)
         products = [t for t in function.argument if t.bound]
@@ -144,19 +165,21 @@ def other_factors(goal: Term, term: Term) -> NoMatch:
     return NoMatch("it is not one sum over the width of activation, up projection, weight and values")
 
 
-def misplaced(axis: Axis, present: set[str], progress: int) -> NoMatch:
+def misplaced(pattern: Pattern, axis: Axis, present: Collection[str], placed: int) -> NoMatch:
     """Why an axis that just some operands have keeps a program from being a pattern."""
-    has = " and ".join(word for name, word in WORDS.items() if name in present)
-    lacks = " and ".join(WORDS[name] for name in ("k", "u", "v") if name not in present)
-    if "q" in present and RESULT not in present:
-        reason = f"it is summed over an axis of size {axis.size} of {has}: tokens or heads"
-    elif present <= {"k", "u", "v", "gate_bias", "up_bias"}:
+    inputs, weights = pattern.of(Kind.INPUT), pattern.of(Kind.WEIGHT)
+    has, lacks = pattern.words(present), pattern.words(set(weights) - set(present))
+    is_in_input = not set(inputs).isdisjoint(present)
+    if is_in_input and RESULT not in present:
+        what = " or ".join(f"{name}s" for name in pattern.counted(pattern.broadcast))
+        reason = f"it is summed over an axis of size {axis.size} of {has}: {what}"
+    elif {*weights, *pattern.of(Kind.BIAS)}.issuperset(present):
         reason = f"{axis.size} activations are added up that share {lacks}"
-    elif RESULT in present and "q" not in present:
+    elif RESULT in present and not is_in_input:
         reason = f"of {has} there is an axis of size {axis.size} that the input of gate and up lacks"
     else:
         reason = f"an axis of size {axis.size} of {has} is not in {lacks or 'its place'}"
-    return NoMatch(reason, progress=progress)
+    return NoMatch(reason, progress=Progress(Stage.ROLES, placed))
 
 
 def differing(first: Leaf, second: Leaf) -> NoMatch:
@@ -168,7 +191,7 @@ def differing(first: Leaf, second: Leaf) -> NoMatch:
     elif a is not None and b is not None and a.handle is b.handle:
         reason = f"gate and up do not read the same input: {a} is written to between them"
     later = max((first, second), key=lambda leaf: getattr(value_of(leaf), "time", -1))
-    return NoMatch(reason, value_of(later), progress=1)
+    return NoMatch(reason, value_of(later), Progress(Stage.OPERANDS))
 
 
 def value_of(leaf: Leaf) -> Value | None:

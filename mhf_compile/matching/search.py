@@ -19,7 +19,16 @@ import torch
 
 from mhf_compile import notation
 from mhf_compile.matching.normal_form import normal_form
-from mhf_compile.matching.reasons import NO_GRAD, NORMS, NoMatch, Refusal, nearest, not_linear
+from mhf_compile.matching.reasons import (
+    NO_GRAD,
+    NORMS,
+    NoMatch,
+    Progress,
+    Refusal,
+    Stage,
+    nearest,
+    not_linear,
+)
 from mhf_compile.matching.unify import Unification, unify
 from mhf_compile.notation import Axis, Func, Index, Leaf, Term, Unreadable
 from mhf_compile.notation.fold import parts
@@ -74,7 +83,14 @@ class Match:
     @property
     def hidden(self) -> int:
         """The number of hidden values, those of activation times up projection."""
-        return math.prod(notation.known(self.unification.size(role), self.hints) for role in "btghef")
+        return math.prod(
+            notation.known(self.unification.size(role), self.hints) for role in self.pattern.hidden
+        )
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it has one head and one sub-network."""
+        return all(self.unification.size(role) == 1 for role in self.pattern.dense)
 
     @property
     def leaves(self) -> Iterator[Leaf]:
@@ -99,7 +115,7 @@ class Unmatched:
         return isinstance(self.why, Refusal)
 
     @property
-    def rank(self) -> tuple[bool, int]:
+    def rank(self) -> tuple[bool, Progress]:
         """How near it is to a match."""
         return self.is_pattern, self.why.progress
 
@@ -337,7 +353,7 @@ class _Search:
                     log.debug("%s is no %s: %s", root, pattern.name, error)
                     why = error if isinstance(error, NoMatch) else NoMatch(str(error))
                     if match is not None:  # a part of it may be refused just for being a part
-                        why.progress = match.hidden
+                        why.progress = Progress(Stage.MATCH, match.hidden)
                     for anchor in self.carried[root]:
                         failed.setdefault(anchor, []).append(why)
             if value.op is not None and value not in self.anchors:
@@ -460,10 +476,7 @@ def _is_zero(product: Sequence[Value], reader: Reader) -> bool:
 @cache
 def normal_pattern(pattern: Pattern) -> tuple[Mapping[Value, str], tuple[Index, ...], Term]:
     """A pattern's formula in normal form: (the operand of each leaf, the index of the result, the term)."""
-    shapes = [
-        tuple(notation.product([pattern.sizes[a] for a in dim.split()]) for dim in dims)
-        for dims in pattern.operands.values()
-    ]
+    shapes = [pattern.shape(slot.dims) for slot in pattern.operands.values()]
     tape, values, result = record_function(
         lambda *operands: pattern.formula(*operands, torch.relu, *pattern.scalars.values()), *shapes
     )

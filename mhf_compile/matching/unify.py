@@ -14,9 +14,19 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from mhf_compile import notation
-from mhf_compile.matching.reasons import RESULT, NoMatch, differing, misplaced, other_factors, value_of
+from mhf_compile.matching.reasons import (
+    SIZES,
+    NoMatch,
+    Progress,
+    Stage,
+    differing,
+    misplaced,
+    other_factors,
+    value_of,
+)
 from mhf_compile.notation import Axis, Func, Index, Leaf, Size, Term
 from mhf_compile.patterns import Pattern
+from mhf_compile.patterns.pattern import RESULT, Kind
 from mhf_compile.reading.numbering import Alike
 from mhf_compile.tape.tape import Value
 
@@ -70,9 +80,9 @@ class Unification:
     activation: str
     scalars: Mapping[str, Fraction]
 
-    def size(self, role: str) -> Size:
-        """The size of a role: of all its axes together."""
-        return notation.product([axis.size for axis in self.roles[role]])
+    def size(self, *roles: str) -> Size:
+        """The size of some roles: of all their axes together."""
+        return notation.product([axis.size for role in roles for axis in self.roles[role]])
 
 
 @dataclass
@@ -185,11 +195,11 @@ def unify(
         alike: tells which values of the program are computed alike.
     """
     names, _, goal = formula
-    unifier = _Unifier(pattern, names)
+    unifier, roles = _Unifier(pattern, names), _Roles(pattern, alike)
     refusal = other_factors(goal, term)
     for state in unifier.terms(goal, term, _State()):
         try:
-            return _Roles(pattern, alike).assign(state, index)
+            return roles.assign(state, index)
         except NoMatch as error:
             refusal = max(refusal, error, key=lambda e: e.progress)
     raise refusal
@@ -202,28 +212,27 @@ class _Roles:
         self.pattern = pattern
         self.alike = alike
         self.occurs = {
-            axis: frozenset(n for n, dims in pattern.operands.items() if axis in " ".join(dims).split())
-            for axis in pattern.sizes
+            letter: pattern.occurrences(letter) | ({SCORE} if role.is_contracted else set())
+            for letter, role in pattern.roles.items()
         }
-        for axis in " ".join(pattern.result).split():
-            self.occurs[axis] |= {RESULT}
-        for axis in pattern.contracted:
-            self.occurs[axis] |= {SCORE}
+        self.shared = {*pattern.of(Kind.INPUT), RESULT}
 
     def assign(self, state: _State, index: tuple[Index, ...]) -> Unification:
         """The operands and roles of an assignment. Raises NoMatch."""
         operands = {
             name: self._operand(name, found) for name, found in _aligned(state.leaves, self.alike).items()
         }
-        roles: dict[str, list[Axis]] = {role: [] for role in self.pattern.sizes}
+        roles: dict[str, list[Axis]] = {role: [] for role in self.pattern.roles}
         inner = {axis for all_found in state.leaves.values() for found in all_found for axis in found.bound}
         for placed, (axis, present) in enumerate(_occurrences(operands, index).items()):
             if axis.size == 0 and RESULT not in present:
-                raise NoMatch(f"it sums over an axis of size 0 ({', '.join(sorted(present))})", progress=1000)
+                raise NoMatch(
+                    f"it sums over an axis of size 0 ({', '.join(sorted(present))})", progress=SIZES
+                )
             present |= {SCORE} if axis in inner else set()
             roles[self._role(axis, present, placed)].append(axis)
-        if not all(roles[role] for role in self.pattern.required):
-            raise NoMatch("the activation is scaled by a factor for each channel", progress=1000)
+        if not all(roles[letter] for letter, role in self.pattern.roles.items() if role.is_required):
+            raise NoMatch("the activation is scaled by a factor for each channel", progress=SIZES)
         roles = self.pattern.distribute(
             roles, {name: operand.entries[0] for name, operand in operands.items()}
         )
@@ -233,7 +242,7 @@ class _Roles:
 
         return Unification(
             {
-                name: replace(operand, dims=dims(self.pattern.operands[name]))
+                name: replace(operand, dims=dims(self.pattern.operands[name].dims))
                 for name, operand in operands.items()
             },
             dims(self.pattern.result),
@@ -255,7 +264,7 @@ class _Roles:
                     raise differing(leaves[0], twin)
         for leaf in (*leaves, *divisors):
             if len(set(leaf.axes)) != len(leaf.axes):
-                raise NoMatch(f"a diagonal of {leaf.value} is read", value_of(leaf), 1)
+                raise NoMatch(f"a diagonal of {leaf.value} is read", value_of(leaf), Progress(Stage.OPERANDS))
         return Operand(leaves, (), coefficient, twins, divisors)
 
     def _role(self, axis: Axis, present: set[str], placed: int) -> str:
@@ -268,10 +277,10 @@ class _Roles:
         fitting = [role for role, where in self.occurs.items() if present <= where]
         exact = [r for r in fitting if self.occurs[r] - optional == present - optional]
         shared = [r for r in fitting if RESULT in present and self.occurs[r] - optional > present - optional]
-        if not exact and self.pattern.shared <= present:
+        if not exact and self.shared <= present:
             exact = shared
         if not exact:
-            raise misplaced(axis, present - {SCORE}, progress=2 + placed)
+            raise misplaced(self.pattern, axis, present - {SCORE}, placed)
         return min(exact, key=lambda role: len(self.occurs[role] - present))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mhf_compile.notation import Axis, Leaf
-from mhf_compile.patterns.pattern import Pattern, Roles
+from mhf_compile.patterns.pattern import Kind, Pattern, Role, Roles, Slot
 
 
 def formula(
@@ -60,13 +60,13 @@ def distribute(roles: Roles, leaves: Mapping[str, Leaf]) -> Roles:
     An axis counts as a group where the queries have it as a digit just below a head axis, as grouped-query
     attention lays it out. The last of the others is the sequence.
     """
-    alike = [*roles["b"], *roles["t"], *roles["g"]]
+    same = [*roles["b"], *roles["t"], *roles["g"]]
     group: list[Axis] = []
     for index in leaves["q"].index:
         for (stride, axis), (above, head) in zip(index.digits[1:], index.digits, strict=False):
-            if axis in alike and head in (*roles["h"], *group) and above == stride * axis.size:
+            if axis in same and head in (*roles["h"], *group) and above == stride * axis.size:
                 group.append(axis)
-    tokens = [axis for axis in alike if axis not in group]
+    tokens = [axis for axis in same if axis not in group]
     return {**roles, "b": tokens[:-1], "t": tokens[-1:], "g": group}
 
 
@@ -74,24 +74,38 @@ FLASH_MHF = Pattern(
     name="flash_mhf",
     op="mhf::flash_mhf",
     formula=formula,
+    roles={
+        "b": Role("token", 2, is_token=True),
+        "t": Role("token", 3, is_token=True),
+        "h": Role("head", 5),
+        "g": Role("head", 7),
+        "e": Role("sub-network", 11),
+        "f": Role("hidden channel", 13, is_required=True),
+        "d": Role("input channel", 17, is_contracted=True),
+        "o": Role("output channel", 19),
+    },
     operands={
-        "q": ("b", "t", "h g", "d"),
-        "k": ("h", "e", "f", "d"),
-        "u": ("h", "e", "f", "d"),
-        "v": ("h", "e", "f", "o"),
-        "r": ("b", "t", "h g", "e"),
-        "gate_bias": ("h", "e", "f"),
-        "up_bias": ("h", "e", "f"),
+        "q": Slot(("b", "t", "h g", "d"), "the input", Kind.INPUT),
+        "k": Slot(("h", "e", "f", "d"), "the gate's weight", Kind.WEIGHT),
+        "u": Slot(("h", "e", "f", "d"), "the up weight", Kind.WEIGHT),
+        "v": Slot(("h", "e", "f", "o"), "the values", Kind.WEIGHT),
+        "r": Slot(("b", "t", "h g", "e"), "the routing weight", Kind.FACTOR, is_optional=True),
+        "gate_bias": Slot(("h", "e", "f"), "the gate's bias", Kind.BIAS, is_optional=True),
+        "up_bias": Slot(("h", "e", "f"), "the up bias", Kind.BIAS, is_optional=True),
     },
     result=("b", "t", "h g", "o"),
-    sizes={"b": 2, "t": 3, "h": 5, "g": 7, "e": 11, "f": 13, "d": 17, "o": 19},
-    optional=frozenset({"r", "gate_bias", "up_bias"}),
-    contracted=frozenset({"d"}),
-    required=frozenset({"f"}),
-    shared=frozenset({"q", "result"}),
-    product="r",
+    hidden=("b", "t", "h", "g", "e", "f"),
+    dense=("h", "g", "e"),
+    fields={
+        "tokens": ("b", "t"),
+        "heads": ("h", "g"),
+        "kv_heads": ("h",),
+        "subnetworks": ("e",),
+        "head_dim": ("d",),
+        "width": ("f",),
+        "out_dim": ("o",),
+    },
     scalars={"gate_scale": 3, "scale": 5},
     activations=frozenset(["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "sigmoid", "identity"]),
-    tokens=("b", "t"),
     distribute=distribute,
 )

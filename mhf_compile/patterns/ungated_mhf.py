@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from mhf_compile.patterns.flash_mhf import FLASH_MHF, distribute
-from mhf_compile.patterns.pattern import Pattern
+from mhf_compile.patterns.flash_mhf import FLASH_MHF
 
 
 def formula(
@@ -34,22 +34,10 @@ def formula(
     return scale * torch.einsum("bthgef,hefo->bthgo", hidden, v).flatten(2, 3)
 
 
-_GATED = frozenset({"u", "up_bias"})
-
-UNGATED_MHF = Pattern(
+UNGATED_MHF = replace(
+    FLASH_MHF,
     name="ungated_mhf",
-    op="mhf::flash_mhf",
     formula=formula,
-    operands={name: dims for name, dims in FLASH_MHF.operands.items() if name not in _GATED},
-    result=FLASH_MHF.result,
-    sizes=FLASH_MHF.sizes,
-    optional=FLASH_MHF.optional - _GATED,
-    contracted=FLASH_MHF.contracted,
-    required=FLASH_MHF.required,
-    shared=FLASH_MHF.shared,
-    product=FLASH_MHF.product,
-    scalars=FLASH_MHF.scalars,
-    activations=frozenset(["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "sigmoid"]),
-    tokens=FLASH_MHF.tokens,
-    distribute=distribute,
+    operands={name: slot for name, slot in FLASH_MHF.operands.items() if name not in ("u", "up_bias")},
+    activations=FLASH_MHF.activations - {"identity"},
 )

@@ -13,9 +13,10 @@ import torch
 
 from mhf_compile import notation
 from mhf_compile.kernels.ops import DTYPES
-from mhf_compile.matching.reasons import NO_GRAD, NORMS, WORDS, Refusal
+from mhf_compile.matching.reasons import NO_GRAD, NORMS, Refusal
 from mhf_compile.matching.search import Match
 from mhf_compile.notation.fold import parts
+from mhf_compile.patterns.pattern import Kind
 from mhf_compile.reading.rules import RULES
 from mhf_compile.tape.source import source_of
 from mhf_compile.tape.tape import Op, Storage, Tape, Value, convert
@@ -178,20 +179,21 @@ class Region:
 
     def _check_repeats(self) -> None:
         """Raise Refusal where a weight would be repeated to more than the activation that is saved."""
-        unification, hints = self.match.unification, self.match.hints
-        for name in ("k", "u", "v"):
-            operand = unification.operands.get(name)
-            if operand is None:
-                continue
-            size = math.prod(notation.known(axis.size, hints) for dim in operand.dims for axis in dim)
-            own = math.prod(notation.known(axis.size, hints) for axis in set(operand.leaves[0].axes))
-            if size - own > self.match.hidden:
-                lacks = {axis for dim in operand.dims for axis in dim} - set(operand.leaves[0].axes)
-                others = ((n, o) for n, o in unification.operands.items() if n != "q")
-                has = [n for n, o in others if lacks <= set(o.leaves[0].axes)]
+        pattern, unification, hints = self.match.pattern, self.match.unification, self.match.hints
+        for name in pattern.of(Kind.WEIGHT):
+            operand = unification.operands[name]
+            axes, own = {axis for dim in operand.dims for axis in dim}, set(operand.leaves[0].axes)
+            size, least = (math.prod(notation.known(a.size, hints) for a in some) for some in (axes, own))
+            if size - least > self.match.hidden:
+                has = [
+                    other
+                    for other, given in unification.operands.items()
+                    if other not in pattern.of(Kind.INPUT) and axes - own <= set(given.leaves[0].axes)
+                ]
+                each = " or ".join(pattern.counted(pattern.broadcast))
                 raise Refusal(
-                    f"{' and '.join(WORDS[n] for n in has)} have entries for each token or head, "
-                    f"{size // own} times, for which {WORDS[name]} would be repeated"
+                    f"{pattern.words(has)} have entries for each {each}, "
+                    f"{size // least} times, for which {pattern.words([name])} would be repeated"
                 )
 
     def _serves_only_it(self, op: Op) -> bool:

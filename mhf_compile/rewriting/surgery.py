@@ -235,20 +235,13 @@ def _magnitude(tensor: Tensor, dim: int) -> int:
 def describe(match: Match, region: Region, proof: str) -> Rewrite:
     """What the report says of a rewrite."""
     unification = match.unification
-    size = unification.size
     anchor = min(match.anchors, key=lambda value: value.time)
     node = anchor.op.node if anchor.op is not None else None
     return Rewrite(
         pattern=match.pattern.name,
         module=module_of(node),
         source=source_of(node),
-        tokens=plain(notation.times(size("b"), size("t"))),
-        heads=plain(notation.times(size("h"), size("g"))),
-        kv_heads=plain(size("h")),
-        subnetworks=plain(size("e")),
-        head_dim=plain(size("d")),
-        width=plain(size("f")),
-        out_dim=plain(size("o")),
+        **{field: plain(unification.size(*roles)) for field, roles in match.pattern.fields.items()},
         dtype=str(region.dtype).removeprefix("torch."),
         proof=proof,
         saved_bytes=plain(region.saved),

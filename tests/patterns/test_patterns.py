@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import itertools
 import math
@@ -15,7 +16,8 @@ from mhf_compile.kernels.activations import ACTIVATIONS
 from mhf_compile.matching.search import normal_pattern
 from mhf_compile.notation import Func, Leaf
 from mhf_compile.patterns import FLASH_MHF, PATTERNS, UNGATED_MHF
-from mhf_compile.patterns.pattern import Pattern
+from mhf_compile.patterns.pattern import Kind, Pattern, split
+from mhf_compile.report.report import Rewrite
 
 SIZES = {"b": 2, "t": 3, "h": 2, "g": 1, "e": 2, "f": 3, "d": 2, "o": 3}
 DEFINITIONS: dict[str, Callable[[float], float]] = {
@@ -33,11 +35,11 @@ def operands(pattern: Pattern, sizes: dict[str, int], given: set[str]) -> dict[s
     generator = torch.Generator().manual_seed(0)
     return {
         name: torch.randn(
-            [math.prod(sizes[a] for a in dim.split()) for dim in dims],
+            [math.prod(sizes[a] for a in dim.split()) for dim in slot.dims],
             generator=generator,
             dtype=torch.float64,
         )
-        for name, dims in pattern.operands.items()
+        for name, slot in pattern.operands.items()
         if name not in pattern.optional or name in given
     }
 
@@ -113,32 +115,61 @@ def test_the_activations_are_the_op_s() -> None:
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: p.name)
 def test_layouts_are_those_of_the_formula(pattern: Pattern) -> None:
-    def shape(dims: tuple[str, ...]) -> list[int]:
-        return [math.prod(pattern.sizes[axis] for axis in dim.split()) for dim in dims]
-
-    tensors = [torch.zeros(shape(dims)) for dims in pattern.operands.values()]
+    tensors = [torch.zeros(pattern.shape(slot.dims)) for slot in pattern.operands.values()]
     for activation in pattern.activations:
         function = ACTIVATIONS[activation].function
         result = pattern.formula(*tensors, function, *pattern.scalars.values())
-        assert list(result.shape) == shape(pattern.result)
+        assert result.shape == pattern.shape(pattern.result)
     parameters = list(inspect.signature(pattern.formula).parameters)
     assert parameters == _arguments(pattern)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: p.name)
 def test_a_pattern_is_consistent(pattern: Pattern) -> None:
-    axes = {a for dims in (*pattern.operands.values(), pattern.result) for dim in dims for a in dim.split()}
-    assert axes == set(pattern.sizes)
-    assert len(set(pattern.sizes.values())) == len(pattern.sizes)
+    sizes = [role.size for role in pattern.roles.values()]
+    assert len(set(sizes)) == len(sizes)
     assert len(set(pattern.scalars.values())) == len(pattern.scalars)
-    assert 1 not in (*pattern.sizes.values(), *pattern.scalars.values())
-    assert pattern.optional | {pattern.product} | pattern.shared - {"result"} <= set(pattern.operands)
-    assert pattern.product in pattern.optional
-    assert pattern.required | set(pattern.tokens) <= axes
-    weights = set(pattern.operands) - {"q", "r"}
-    for token in pattern.tokens:
-        assert not any(token in " ".join(pattern.operands[name]).split() for name in weights)
-        assert token in " ".join(pattern.result).split()
+    assert 1 not in (*sizes, *pattern.scalars.values())
+    used = {role for slot in pattern.operands.values() for role in slot.roles} | {*split(pattern.result)}
+    assert used == set(pattern.roles)
+    assert {
+        *pattern.hidden,
+        *pattern.dense,
+        *(role for roles in pattern.fields.values() for role in roles),
+    } <= used
+    assert pattern.of(Kind.INPUT) and pattern.of(Kind.WEIGHT)
+    assert {*pattern.of(Kind.FACTOR), *pattern.of(Kind.BIAS)} == pattern.optional
+    for name, slot in pattern.operands.items():
+        if slot.kind in (Kind.WEIGHT, Kind.BIAS):
+            assert not set(pattern.tokens) & set(slot.roles), name
+    assert {*pattern.tokens} <= {*pattern.broadcast} <= {*split(pattern.result)}
+    assert pattern.product == "r" and pattern.broadcast == ("b", "t", "h", "g")
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: p.name)
+def test_roles_are_what_the_formula_does_with_them(pattern: Pattern) -> None:
+    """The hidden value has the axes that are said; those contracted in the scores are summed in it."""
+    names, _, term = normal_pattern(pattern)
+    letters = {role.size: letter for letter, role in pattern.roles.items()}
+    (gate,) = (f for f in term.factors if isinstance(f, Func) and f.name)
+    assert isinstance(gate.argument, tuple)
+    assert {letters[axis.size] for axis in gate.axes} == set(pattern.hidden)
+    (score,) = (t for t in gate.argument if t.bound)
+    contracted = {letter for letter, role in pattern.roles.items() if role.is_contracted}
+    assert {letters[axis.size] for axis in score.bound} == contracted
+    assert {names[leaf.value] for leaf in score.factors if isinstance(leaf, Leaf)} == {"q", "k"}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: p.name)
+def test_the_fields_of_a_report_are_sizes(pattern: Pattern) -> None:
+    sizes = {"tokens", "heads", "kv_heads", "subnetworks", "head_dim", "width", "out_dim"}
+    assert set(pattern.fields) == sizes <= {field.name for field in dataclasses.fields(Rewrite)}
+
+
+def test_operands_are_called_by_their_words() -> None:
+    assert FLASH_MHF.words(["result", "v", "k"]) == "the gate's weight and the values and the result"
+    assert FLASH_MHF.words([]) == ""
+    assert FLASH_MHF.counted(FLASH_MHF.broadcast) == ["token", "head"]
 
 
 def _arguments(pattern: Pattern) -> list[str]:
