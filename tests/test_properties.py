@@ -31,9 +31,9 @@ from tests.programs import BY_NAME, Spelling
 from tests.spellings.case import Case, converted
 
 CASES = {
-    f"{author}-{case}": case
-    for author in ("first", "second")
-    for case in import_module(f"tests.spellings.{author}").CASES
+    f"{house}-{case}": case
+    for house in ("research", "production")
+    for case in import_module(f"tests.spellings.{house}").CASES
 }
 BOUNDED = settings(
     derandomize=True,

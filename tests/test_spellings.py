@@ -13,11 +13,11 @@ import mhf_compile
 from tests.comparison import LONGEST_SUM, counted_calls
 from tests.spellings.case import Case, converted, tensors
 
-AUTHORS = ("first", "second", "third")
+HOUSES = ("research", "production", "ported")
 CASES = [
-    pytest.param(case, id=f"{author}-{case}")
-    for author in AUTHORS
-    for case in import_module(f"tests.spellings.{author}").CASES
+    pytest.param(case, id=f"{house}-{case}")
+    for house in HOUSES
+    for case in import_module(f"tests.spellings.{house}").CASES
 ]
 
 OPTIONS = {"flashmhf.strict": True, "flashmhf.inner": "eager", "flashmhf.dense": "always"}
