@@ -6,7 +6,7 @@ import gc
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -19,16 +19,13 @@ from torch._logging._internal import trace_structured_artifact
 import mhf_compile.kernels.ops  # noqa: F401  (registers the ops that the rewritten graphs call)
 from mhf_compile.errors import NotRewritten
 from mhf_compile.kernels.source import source_hash
-from mhf_compile.matching.reasons import NoMatch, Refusal
-from mhf_compile.matching.search import Match, Unmatched, find
+from mhf_compile.matching.match import Unmatched
 from mhf_compile.options import Options, parse
-from mhf_compile.report.report import Miss, Report, Rewrite
-from mhf_compile.rewriting.proof import Proofs
-from mhf_compile.rewriting.region import Region
-from mhf_compile.rewriting.surgery import Surgeon, copied, describe
+from mhf_compile.report.report import Miss, Report
+from mhf_compile.rewriting.plan import carry_out, plan
+from mhf_compile.rewriting.surgery import describe, undoable
 from mhf_compile.tape.recorder import record
 from mhf_compile.tape.source import module_of, source_of
-from mhf_compile.tape.tape import Scope
 
 log = logging.getLogger(__name__)
 
@@ -148,64 +145,17 @@ def _alone() -> Iterator[None]:
                 gc.enable()
 
 
-@contextmanager
-def _undoable(scopes: Sequence[Scope]) -> Iterator[Callable[[], None]]:
-    """Change graphs; where something fails after all, or on demand, they are as they came."""
-    graphs = [(scope.module, copied(scope.module.graph)) for scope in scopes]
-
-    def undo() -> None:
-        for module, graph in graphs:
-            module.graph = graph
-
-    try:
-        yield undo
-    except BaseException:
-        undo()
-        raise
-
-
 @_alone()
 def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
     """Record, find, check, prove; then rewrite, and tell of it."""
     tape = record(module)
-    proofs = Proofs(options.prove)
-    accepted: dict[Match, tuple[Region, str]] = {}
-
-    def accept(match: Match) -> None:
-        region = Region(tape, match)
-        region.check()
-        if match.is_dense and options.dense != "always":
-            raise Refusal(
-                f"a dense feed-forward is left to the inner compiler: flashmhf.dense is {options.dense!r}",
-                advice='set "flashmhf.dense" to "always" to rewrite it all the same',
-            )
-        accepted[match] = region, proofs.prove(match, region)
-
-    plan: list[Match] = []
-    misses: list[Miss] = []
-    for found in find(tape, accept):
-        if isinstance(found, Match):
-            plan.append(found)
-        else:
-            misses.append(_miss(found))
-    inside = {value for match in plan for value in accepted[match][0].computed if value is not match.root}
-    for match in [match for match in plan if not inside.isdisjoint(accepted[match][0].leaves)]:
-        plan.remove(match)
-        misses += _refused(match, NoMatch("an operand is inside another match"))
-    rewrites: list[Rewrite] = []
-    with _undoable(tape.scopes if plan else ()) as undo:
-        if plan:
-            surgeon = Surgeon(module, tape, {"workspace": options.workspace})
-            for match in plan:
-                region, proof = accepted[match]
-                try:
-                    surgeon.replace(match, region)
-                    rewrites.append(describe(match, region, proof))
-                except NoMatch as error:
-                    misses += _refused(match, error)
-            surgeon.finish()
-        if plan and not rewrites:  # a call of the program may be written out for nothing
+    planned, left = plan(tape, options.prove, options.dense)
+    with undoable(tape.scopes if planned else ()) as undo:
+        done, failed = carry_out(planned, module, tape, {"workspace": options.workspace})
+        if planned and not done:  # a call of the program may be written out for nothing
             undo()
+        rewrites = [describe(one.match, one.region, one.proof) for one in done]
+        misses = [_miss(one) for one in (*left, *failed)]
         notes: tuple[str, ...] = ()
         if misses and is_piece():  # what is cut apart leaves a miss
             notes = (SPLIT,)
@@ -215,13 +165,9 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
     return report
 
 
-def _refused(match: Match, error: NoMatch) -> list[Miss]:
-    return [_miss(Unmatched(match.pattern, anchor, error)) for anchor in match.anchors]
-
-
-def _miss(found: Unmatched) -> Miss:
-    anchor = found.anchor.op.node if found.anchor.op is not None else None
-    return Miss(found.pattern.name, module_of(anchor), source_of(anchor), found.why.reason, found.why.advice)
+def _miss(one: Unmatched) -> Miss:
+    node = one.anchor.op.node if one.anchor.op is not None else None
+    return Miss(one.pattern.name, module_of(node), source_of(node), one.why.reason, one.why.advice)
 
 
 def compile_inner(module: fx.GraphModule, inputs: Sequence[Any], inner: str, kwargs: dict[str, Any]) -> Any:

@@ -22,14 +22,15 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from mhf_compile import api, backend
+from mhf_compile.matching import linearity
 from mhf_compile.matching import normal_form as normal
 from mhf_compile.matching import search as match
 from mhf_compile.reading import activations as activation
 from mhf_compile.reading import reader as read
 from mhf_compile.report.report import Report
 from mhf_compile.rewriting import operands as build
+from mhf_compile.rewriting import plan, region, surgery
 from mhf_compile.rewriting import proof as prove
-from mhf_compile.rewriting import region, surgery
 from mhf_compile.tape import recorder as recording
 from mhf_compile.tape import template
 from mhf_compile.tape.recorder import fake_mode_of
@@ -193,7 +194,7 @@ STAGES: dict[str, tuple[object, str]] = {
     "a node is repeated": (template.Template, "apply"),
     "activations": (activation.Activations, "__init__"),
     "an activation is named": (activation, "identify"),
-    "candidates": (match._Search, "__init__"),
+    "candidates": (linearity.Linearity, "__init__"),
     "a rule is applied": (read.Reader, "apply"),
     "an operand is read": (read.Reader, "operand"),
     "the formula": (match, "normal_pattern"),
@@ -201,7 +202,7 @@ STAGES: dict[str, tuple[object, str]] = {
     "fold": (normal, "fold"),
     "unify": (match, "unify"),
     "region": (region.Region, "__init__"),
-    "region's check": (region.Region, "check"),
+    "region's check": (plan, "check"),
     "proof": (prove, "prove"),
     "a table of the proof": (prove, "_table"),
     "an operation of the proof": (prove._Replay, "_compute"),

@@ -29,6 +29,7 @@ import mhf_compile
 from mhf_compile import backend
 from mhf_compile.errors import NotRewritten, OptionError
 from mhf_compile.kernels.source import source_hash
+from mhf_compile.rewriting import plan
 from mhf_compile.tape.recorder import fake_mode_of
 from tests.comparison import compare, counted_calls
 from tests.programs import BY_NAME, D, F, H
@@ -216,12 +217,12 @@ def fails_the_second_time(original: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-SURGEON = backend.Surgeon
+SURGEON = plan.Surgeon
 STAGES: dict[str, Callable[[], Any]] = {
     "record": lambda: mock.patch.object(backend, "record", fails),
-    "find": lambda: mock.patch.object(backend, "find", fails),
-    "region": lambda: mock.patch.object(backend.Region, "check", fails),
-    "prove": lambda: mock.patch.object(backend.Proofs, "prove", fails),
+    "find": lambda: mock.patch.object(plan, "find", fails),
+    "region": lambda: mock.patch.object(plan, "check", fails),
+    "prove": lambda: mock.patch.object(plan.Proofs, "prove", fails),
     "second replacement, nothing done": lambda: mock.patch.object(
         SURGEON, "replace", fails_the_second_time(SURGEON.replace)
     ),

@@ -69,7 +69,7 @@ class Refusal(NoMatch):
 NO_GRAD = "put no_grad around all of it"
 NO_DROPOUT = "set the probability to 0, or move the dropout behind the product with the values"
 NO_ZEROS = "leave out what is multiplied by 0"
-"""Advice for reasons that are found in several places."""
+"""Advice for reasons that are told in several places."""
 
 NORMS = frozenset(
     ["pow", "native_layer_norm", "native_group_norm", "_fused_rms_norm", "linalg_vector_norm", "var_mean"]
@@ -150,9 +150,9 @@ def other_factors(goal: Term, term: Term) -> NoMatch:
         what = f"argument of {function.name}" if function.name else "up projection"
         if len(products) != 1:
             made = next((value_of(leaf) for leaf in notation.leaves((function,))), None)
-            found = f"the result of {made.op.title}" if made is not None and made.op else "an input"
-            found = f"a sum of {len(products)} products" if products else found
-            return NoMatch(f"the {what} is {found}, not one product of an input and a weight", made)
+            read = f"the result of {made.op.title}" if made is not None and made.op else "an input"
+            read = f"a sum of {len(products)} products" if products else read
+            return NoMatch(f"the {what} is {read}, not one product of an input and a weight", made)
         if any(not t.factors for t in function.argument):
             return NoMatch(f"a number is added to the {what}")
         extra = len(products[0].factors) - 2
@@ -165,8 +165,8 @@ def other_factors(goal: Term, term: Term) -> NoMatch:
     return NoMatch("it is not one sum over the width of activation, up projection, weight and values")
 
 
-def misplaced(pattern: Pattern, axis: Axis, present: Collection[str], placed: int) -> NoMatch:
-    """Why an axis that just some operands have keeps a program from being a pattern."""
+def misplaced(pattern: Pattern, axis: Axis, present: Collection[str], before: int) -> NoMatch:
+    """Why an axis that just some operands have is none of a pattern; ``before`` others are."""
     inputs, weights = pattern.of(Kind.INPUT), pattern.of(Kind.WEIGHT)
     has, lacks = pattern.words(present), pattern.words(set(weights) - set(present))
     is_in_input = not set(inputs).isdisjoint(present)
@@ -179,7 +179,7 @@ def misplaced(pattern: Pattern, axis: Axis, present: Collection[str], placed: in
         reason = f"of {has} there is an axis of size {axis.size} that the input of gate and up lacks"
     else:
         reason = f"an axis of size {axis.size} of {has} is not in {lacks or 'its place'}"
-    return NoMatch(reason, progress=Progress(Stage.ROLES, placed))
+    return NoMatch(reason, progress=Progress(Stage.ROLES, before))
 
 
 def differing(first: Leaf, second: Leaf) -> NoMatch:

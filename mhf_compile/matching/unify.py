@@ -36,8 +36,8 @@ SCORE = "score"
 Names = Mapping[Value, str]
 
 
-class _Found(NamedTuple):
-    """A leaf, its coefficient, the axes summed inside the score it stands in, whether it divides."""
+class _Placed(NamedTuple):
+    """A leaf in the place of an operand: its coefficient, the axes summed inside its score, if it divides."""
 
     leaf: Leaf
     coefficient: Fraction = notation.ONE
@@ -45,8 +45,8 @@ class _Found(NamedTuple):
     divides: bool = False
 
 
-Assignment = dict[str, list[_Found]]
-"""For each operand of a pattern every leaf found in its place."""
+Assignment = dict[str, list[_Placed]]
+"""For each operand of a pattern every leaf in its place."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,12 @@ class _State:
 
     def copy(self) -> _State:
         return _State(
-            {name: list(found) for name, found in self.leaves.items()}, dict(self.scalars), self.activation
+            {name: list(placed) for name, placed in self.leaves.items()}, dict(self.scalars), self.activation
         )
 
-    def with_leaf(self, name: str, found: _Found) -> _State:
+    def with_leaf(self, name: str, placed: _Placed) -> _State:
         state = self.copy()
-        state.leaves.setdefault(name, []).append(found)
+        state.leaves.setdefault(name, []).append(placed)
         return state
 
 
@@ -130,7 +130,7 @@ class _Unifier:
     ) -> Iterator[_State]:
         """Functions correspond to functions, leaves to leaves; the rest goes to the product operand."""
         divisors = [
-            _Found(f.argument, divides=True)
+            _Placed(f.argument, divides=True)
             for f in given.factors
             if isinstance(f, Func) and f.name == "reciprocal" and isinstance(f.argument, Leaf)
         ]
@@ -158,15 +158,15 @@ class _Unifier:
                 after: Iterator[_State] = iter([state])
                 for goal, function in zip(goals, order, strict=True):
                     after = self._functions(goal, function, after)
-                for found in after:
+                for one in after:
                     coefficient = rest
                     for slot, leaf in zip(slots, chosen, strict=True):
-                        found = found.with_leaf(self.name(slot), _Found(leaf, coefficient, inner))
+                        one = one.with_leaf(self.name(slot), _Placed(leaf, coefficient, inner))
                         coefficient = notation.ONE
-                    others = [_Found(leaf) for leaf in leaves if leaf not in chosen]
+                    others = [_Placed(leaf) for leaf in leaves if leaf not in chosen]
                     for other in (*others, *divisors):
-                        found = found.with_leaf(self.pattern.product, other)
-                    yield found
+                        one = one.with_leaf(self.pattern.product, other)
+                    yield one
 
     def _functions(self, goal: Func, function: Func, states: Iterator[_State]) -> Iterator[_State]:
         linear = not goal.name
@@ -220,17 +220,17 @@ class _Roles:
     def assign(self, state: _State, index: tuple[Index, ...]) -> Unification:
         """The operands and roles of an assignment. Raises NoMatch."""
         operands = {
-            name: self._operand(name, found) for name, found in _aligned(state.leaves, self.alike).items()
+            name: self._operand(name, placed) for name, placed in _aligned(state.leaves, self.alike).items()
         }
         roles: dict[str, list[Axis]] = {role: [] for role in self.pattern.roles}
-        inner = {axis for all_found in state.leaves.values() for found in all_found for axis in found.bound}
-        for placed, (axis, present) in enumerate(_occurrences(operands, index).items()):
+        inner = {axis for all_placed in state.leaves.values() for one in all_placed for axis in one.bound}
+        for before, (axis, present) in enumerate(_occurrences(operands, index).items()):
             if axis.size == 0 and RESULT not in present:
                 raise NoMatch(
                     f"it sums over an axis of size 0 ({', '.join(sorted(present))})", progress=SIZES
                 )
             present |= {SCORE} if axis in inner else set()
-            roles[self._role(axis, present, placed)].append(axis)
+            roles[self._role(axis, present, before)].append(axis)
         if not all(roles[letter] for letter, role in self.pattern.roles.items() if role.is_required):
             raise NoMatch("the activation is scaled by a factor for each channel", progress=SIZES)
         roles = self.pattern.distribute(
@@ -251,11 +251,11 @@ class _Roles:
             {name: state.scalars.get(name, notation.ONE) for name in self.pattern.scalars},
         )
 
-    def _operand(self, name: str, found: list[_Found]) -> Operand:
+    def _operand(self, name: str, placed: list[_Placed]) -> Operand:
         """The leaves of an operand: several for the product, else the same one wherever it stands."""
-        coefficient = math.prod((f.coefficient for f in found), start=notation.ONE)
-        leaves = tuple(f.leaf for f in found if not f.divides)
-        divisors = tuple(f.leaf for f in found if f.divides)
+        coefficient = math.prod((p.coefficient for p in placed), start=notation.ONE)
+        leaves = tuple(p.leaf for p in placed if not p.divides)
+        divisors = tuple(p.leaf for p in placed if p.divides)
         twins: tuple[Leaf, ...] = ()
         if name != self.pattern.product:
             leaves, twins = leaves[:1], leaves[1:]
@@ -267,7 +267,7 @@ class _Roles:
                 raise NoMatch(f"a diagonal of {leaf.value} is read", value_of(leaf), Progress(Stage.OPERANDS))
         return Operand(leaves, (), coefficient, twins, divisors)
 
-    def _role(self, axis: Axis, present: set[str], placed: int) -> str:
+    def _role(self, axis: Axis, present: set[str], before: int) -> str:
         """The axis of the pattern that occurs in the same operands.
 
         An optional operand may lack any axis. Keys, up-projections and values may each lack an axis of the
@@ -280,7 +280,7 @@ class _Roles:
         if not exact and self.shared <= present:
             exact = shared
         if not exact:
-            raise misplaced(self.pattern, axis, present - {SCORE}, placed)
+            raise misplaced(self.pattern, axis, present - {SCORE}, before)
         return min(exact, key=lambda role: len(self.occurs[role] - present))
 
 
@@ -303,8 +303,8 @@ def _occurrences(operands: Mapping[str, Operand], index: tuple[Index, ...]) -> d
 def _aligned(leaves: Assignment, alike: Alike) -> Assignment:
     """The leaves, with the axes that gate and up sum over made one: the shared leaf has it in one place."""
     names: dict[Axis, Index] = {}
-    for found in leaves.values():
-        (first, _, bound, _), *others = found
+    for placed in leaves.values():
+        (first, _, bound, _), *others = placed
         for leaf, _, own, _ in others:
             if not _same_tensor(alike, leaf, first) or len(leaf.index) != len(first.index):
                 continue
@@ -315,7 +315,7 @@ def _aligned(leaves: Assignment, alike: Alike) -> Assignment:
     return {
         name: [
             f._replace(leaf=Leaf(f.leaf.value, tuple(index.substitute(names) for index in f.leaf.index)))
-            for f in found
+            for f in placed
         ]
-        for name, found in leaves.items()
+        for name, placed in leaves.items()
     }

@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from mhf_compile import notation
+from mhf_compile.matching.match import Match
 from mhf_compile.matching.reasons import NoMatch
-from mhf_compile.matching.search import Match
 from mhf_compile.matching.unify import Operand
 from mhf_compile.notation import Axis, Index, Leaf, Size
 from mhf_compile.notation.fold import Stacked
@@ -80,8 +80,8 @@ class Builder(Generic[T]):
         tensor = self._whole(leaf.value)
         axes: list[Axis] = []
         for dim in reversed(range(len(leaf.index))):
-            tensor, found = self._spread(tensor, dim, leaf.index[dim], leaf.value.shape[dim])
-            axes = [*found, *axes]
+            tensor, own = self._spread(tensor, dim, leaf.index[dim], leaf.value.shape[dim])
+            axes = [*own, *axes]
         for group in groups:
             for axis in group:
                 if axis not in axes and (expand or any(other in axes for other in group)):

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from mhf_compile import notation
 from mhf_compile.kernels.activations import ACTIVATIONS
+from mhf_compile.matching.match import Match
 from mhf_compile.matching.reasons import NO_ZEROS, Refusal
-from mhf_compile.matching.search import Match
 from mhf_compile.notation import Axis, Index, Size
 from mhf_compile.reading.numbering import Alike
 from mhf_compile.reading.rules import RULES, filling, function_name, permutation, scalar, slicing

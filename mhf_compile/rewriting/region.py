@@ -1,29 +1,20 @@
-"""The region of a match: the operations it stands for, and the reasons to leave them alone.
-
-A region is refused wherever leaving it out could be seen: in values, in gradients, in memory that is written,
-or in modes that change inside it.
-"""
+"""The region of a match: the operations that it stands for."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 
 import torch
 
 from mhf_compile import notation
-from mhf_compile.kernels.ops import DTYPES
-from mhf_compile.matching.reasons import NO_GRAD, NORMS, Refusal
-from mhf_compile.matching.search import Match
+from mhf_compile.matching.match import Match
 from mhf_compile.notation.fold import parts
-from mhf_compile.patterns.pattern import Kind
 from mhf_compile.reading.rules import RULES
-from mhf_compile.tape.source import source_of
 from mhf_compile.tape.tape import Op, Storage, Tape, Value, convert
 
 
 class Region:
-    """The operations that a match stands for, and the reasons to leave them alone.
+    """The operations that a match stands for.
 
     Attributes:
         leaves: the values that the operands are made of.
@@ -114,133 +105,6 @@ class Region:
             if value.op is not None
         )
 
-    def check(self) -> None:
-        """Raise Refusal where the region cannot be left out."""
-        root = self.match.root
-        assert root.op is not None
-        for leaf in self.match.leaves:
-            for value in parts(leaf.value):
-                self._check_leaf(value, root)
-        states = {
-            (op.state.grad_enabled, op.state.autocast, op.state.transforms)
-            for v in self.computed
-            if (op := v.op) is not None and op.name not in _CREATION
-        }
-        if len({grad for grad, _, _ in states}) > 1:
-            raise Refusal("grad mode changes inside it", root, advice=NO_GRAD)
-        if len({autocast for _, autocast, _ in states}) > 1:
-            raise Refusal("autocast is switched inside it", root, advice="put autocast around all of it")
-        for transform in (t for _, _, transforms in states for t in transforms):
-            if transform != "Vmap":  # what vmap runs is recorded as it is run, on whole batches
-                raise Refusal(f"it is inside a transform of torch.func ({transform.lower()})", root)
-        for value in self.computed:
-            assert value.op is not None
-            if value.op.scope is not self.match.scope:
-                advice = (
-                    "checkpoint the whole feed-forward, or nothing of it: rewritten, it saves nothing wide"
-                )
-                raise Refusal("a checkpoint boundary crosses it", value, advice=advice)
-            if value.op.writes is not None and not self._owns(value):
-                raise Refusal(f"it is written into {value.op.writes}, which is not made inside it", value)
-            if value is root or value not in self.own:
-                continue
-            if value in self.match.scope.returned:
-                raise Refusal(
-                    f"the intermediate {value} is returned as well{_line(value.op)}",
-                    value,
-                    advice="return it only when it is needed",
-                )
-            for user in value.users:
-                if not self._serves_only_it(user):
-                    if user.name in NORMS and user.name != "pow":
-                        raise Refusal(
-                            f"it is normalised ({user.name}) before the product with the values", value
-                        )
-                    raise Refusal(
-                        f"the intermediate {value} is used elsewhere as well, by {user.name}{_line(user)}",
-                        value,
-                        advice="compute that in a call of its own, where it is needed, such as when logging",
-                    )
-        self._check_repeats()
-        if root.device.type not in DTYPES or self.dtype not in DTYPES[root.device.type]:
-            raise Refusal(
-                f"the op does not take {self.dtype} on {root.device.type}",
-                root,
-                advice=f"it takes {', '.join(map(str, DTYPES.get(root.device.type, ())))}",
-            )
-        for value in self.tape.values[root.time + 1 :]:
-            if value.handle is root.handle and value.op is not None and value.op.reshapes:
-                raise Refusal(f"the shape of the result {root} is changed in place later", value)
-            alias = value.storage is root.storage and value.handle is not root.handle
-            if alias and value.handle.born < root.time and value in self.tape.used:
-                raise Refusal(
-                    f"{value} shares memory with the result {root}, which is written to later", value
-                )
-
-    def _check_repeats(self) -> None:
-        """Raise Refusal where a weight would be repeated to more than the activation that is saved."""
-        pattern, unification, hints = self.match.pattern, self.match.unification, self.match.hints
-        for name in pattern.of(Kind.WEIGHT):
-            operand = unification.operands[name]
-            axes, own = {axis for dim in operand.dims for axis in dim}, set(operand.leaves[0].axes)
-            size, least = (math.prod(notation.known(a.size, hints) for a in some) for some in (axes, own))
-            if size - least > self.match.hidden:
-                has = [
-                    other
-                    for other, given in unification.operands.items()
-                    if other not in pattern.of(Kind.INPUT) and axes - own <= set(given.leaves[0].axes)
-                ]
-                each = " or ".join(pattern.counted(pattern.broadcast))
-                raise Refusal(
-                    f"{pattern.words(has)} have entries for each {each}, "
-                    f"{size // least} times, for which {pattern.words([name])} would be repeated"
-                )
-
-    def _serves_only_it(self, op: Op) -> bool:
-        """Whether nothing outside of the region needs an operation, once the region is left out."""
-        if self.tape.used.isdisjoint(op.outputs):
-            return True
-        if op.writes is not None and op not in self.ops:
-            return False
-        for value in op.outputs:
-            if value in self.match.visited and value not in self.leaves:
-                continue  # it is looked at on its own
-            returned = value in self.leaves or value in self.match.scope.returned
-            if returned or not all(map(self._serves_only_it, value.users)):
-                return False
-        return True
-
-    def _check_leaf(self, value: Value, root: Value) -> None:
-        assert value.plain  # no rule reads what a subclass is an argument of
-        scope = self.match.scope
-        if not value.handle.nodes_in(scope) and not self.tape.is_at_hand(value, scope, root.time):
-            siblings = self.tape.issued.get(value.op.node, ()) if value.op and value.op.node else ()
-            if any(op.name in NORMS for op in siblings):
-                raise Refusal("it is normalised before the product with the values", value)
-            raise Refusal(
-                "an operand is computed inside a single call of the program and cannot be taken from it",
-                value,
-            )
-        if not self.tape.is_at_hand(value, scope, root.time):
-            raise Refusal(
-                f"{value} is written to between its use and the result",
-                value,
-                advice="write to it after the feed-forward, or to a copy",
-            )
-        if value.expires < math.inf and root.requires_grad:
-            raise Refusal(
-                f"{value} is written to before the backward, which reads it", value, advice="write to a copy"
-            )
-
-    def _owns(self, value: Value) -> bool:
-        """Whether the storage that a value was written into was made inside the region."""
-        first = value.storage.origin
-        return (
-            first is not None
-            and first.op is not None
-            and (first.op in self.ops or first.op.name in _CREATION)
-        )
-
 
 def joined(leaves: Collection[Value]) -> set[Value]:
     """Leaves that are put together of others, as a stack whose parts are leaves too, and what is between."""
@@ -251,11 +115,11 @@ def joined(leaves: Collection[Value]) -> set[Value]:
         if value.op is not None and value not in below and _kind(value) in ("move", "join"):
             below.add(value)
             pending += value.op.inputs
-    found: set[Value] = set()
+    between: set[Value] = set()
     for value in sorted(below, key=lambda value: value.time):
-        if value.op is not None and any(part in leaves or part in found for part in value.op.inputs):
-            found.add(value)
-    return found
+        if value.op is not None and any(part in leaves or part in between for part in value.op.inputs):
+            between.add(value)
+    return between
 
 
 def _kind(value: Value) -> str:
@@ -266,10 +130,3 @@ def _kind(value: Value) -> str:
 
 _KEEPS_RESULT = ("sigmoid", "exp", "reciprocal", "tanh", "relu")
 """Functions whose derivative autograd computes from their result."""
-
-_CREATION = ("zeros", "zeros_like", "new_zeros", "empty", "empty_like", "new_empty", "ones", "full")
-
-
-def _line(op: Op) -> str:
-    place = source_of(op.node)
-    return f" ({place})" if place else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from mhf_compile import notation
+from mhf_compile.matching.match import Match
 from mhf_compile.matching.reasons import NoMatch
-from mhf_compile.matching.search import Match
 from mhf_compile.notation import Axis
 from mhf_compile.report.report import Rewrite, plain
 from mhf_compile.rewriting.operands import Builder
@@ -216,6 +216,22 @@ class _Emitter:
         if order == back == sorted(order):
             return self.call("contiguous", node)
         return self.call("permute", self.call("contiguous", self.call("permute", node, order)), back)
+
+
+@contextlib.contextmanager
+def undoable(scopes: Sequence[Scope]) -> Iterator[Callable[[], None]]:
+    """Change graphs; where something fails after all, or on demand, they are as they came."""
+    graphs = [(scope.module, copied(scope.module.graph)) for scope in scopes]
+
+    def undo() -> None:
+        for module, graph in graphs:
+            module.graph = graph
+
+    try:
+        yield undo
+    except BaseException:
+        undo()
+        raise
 
 
 def copied(graph: fx.Graph) -> fx.Graph:

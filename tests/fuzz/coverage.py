@@ -16,8 +16,8 @@ from unittest import mock
 
 import mhf_compile
 from mhf_compile import backend
+from mhf_compile.matching.match import Unmatched
 from mhf_compile.matching.reasons import NoMatch
-from mhf_compile.matching.search import Unmatched
 from mhf_compile.reading.rules import RULES, Rule
 from mhf_compile.report.report import Miss
 

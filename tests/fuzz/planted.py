@@ -317,13 +317,13 @@ FAULTS = (
         "rewrite",
         "values that differ for each token are copied",
         "r_on_the_values_is_left_alone",
-        (Edit("rewriting.region:Region.check", "self._check_repeats()", "pass"),),
+        (Edit("rewriting.refusals:repeated_weights", "if size - least > match.hidden:", "if False:"),),
     ),
     Fault(
         "rewrite",
         "what is used elsewhere is taken",
         NEAR,
-        (Edit("rewriting.region:Region.check", "if not self._serves_only_it(user):", "if False:"),),
+        (Edit("rewriting.refusals:used_elsewhere", "if _serves_only(region, user):", "if True:"),),
     ),
     Fault(
         "gradients",

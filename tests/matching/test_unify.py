@@ -8,13 +8,13 @@ from itertools import permutations
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.nn.functional import gelu, linear, relu, silu
 
-from mhf_compile.matching.search import Match, Unmatched, find
+from mhf_compile.matching.match import Match
 from mhf_compile.matching.unify import Unification
 from mhf_compile.notation import product
-from mhf_compile.tape.recorder import record
+from tests.matching.programs import Program, searched
 from tests.programs import BY_NAME
 
 B, T, H, E, F, D, O = 2, 3, 5, 7, 11, 13, 17  # noqa: E741
@@ -27,31 +27,12 @@ SHAPES = {
     "gate_bias": (H, E, F),
     "up_bias": (H, E, F),
 }
-Program = Callable[..., Tensor]
-
-
-def found(program: Program, *tensors: Tensor) -> list[Match | Unmatched]:
-    results: list[Match | Unmatched] = []
-
-    def collect(module: fx.GraphModule, inputs: object) -> fx.GraphModule:
-        results.extend(find(record(module)))
-        return module
-
-    torch._dynamo.reset()
-    torch.compile(program, backend=collect)(*tensors)
-    return results
 
 
 def unified(program: Program, *tensors: Tensor) -> Unification:
-    (match,) = found(program, *tensors)
+    (match,) = searched(program, *tensors)
     assert isinstance(match, Match), match
     return match.unification
-
-
-def reason(program: Program, *tensors: Tensor) -> str:
-    (miss,) = found(program, *tensors)
-    assert isinstance(miss, Unmatched)
-    return miss.why.reason
 
 
 def operands(names: str = "q k u v r") -> list[Tensor]:
@@ -115,6 +96,7 @@ def test_dense_has_one_head() -> None:
         lambda *a: linear(silu(linear(a[0], a[1])) * linear(a[0], a[2]), a[3]), x, gate, up, down
     )
     assert sizes(unification) == {"b": B, "t": T, "h": 1, "g": 1, "e": 1, "f": F, "d": D, "o": O}
+    assert unification.size("b", "t") == B * T and unification.size() == 1
 
 
 def test_grouped_heads_are_the_lesser_digit_of_the_queries() -> None:
@@ -166,7 +148,7 @@ def ungated(q: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
 
 
 def test_without_a_gate_there_is_no_up_projection() -> None:
-    (match,) = found(ungated, *operands("q k v r"))
+    (match,) = searched(ungated, *operands("q k v r"))
     assert isinstance(match, Match) and match.pattern.name == "ungated_mhf"
     unification = match.unification
     assert sizes(unification) == {"b": B, "t": T, "h": H, "g": 1, "e": E, "f": F, "d": D, "o": O}
@@ -242,67 +224,3 @@ def test_each_dimension_of_a_result_is_named() -> None:
     assert sizes(unified(program, *operands())) == {
         "b": B, "t": T, "h": H, "g": 1, "e": E, "f": F, "d": D, "o": O
     }  # fmt: skip
-
-
-# -- reasons ------------------------------------------------------------------------------------------------
-
-
-def heads_summed(q, k, u, v, r):
-    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
-    return torch.einsum("bthef,hefo->bto", silu(gate) * up, v)
-
-
-def channels_kept(q, k, u, v, r):
-    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
-    return torch.einsum("bthe,bthef,hefo->bthfo", r, silu(gate) * up, v)
-
-
-def tokens_mixed(q, k, u, v, r):
-    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
-    return torch.einsum("bthef,hefo->bho", silu(gate) * up, v)
-
-
-def other_tokens_for_up(q, k, u, v, r):
-    gate, up = torch.einsum("bthd,hefd->bthef", q, k), torch.einsum("bthd,hefd->bthef", q.flip(1), u)
-    return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate) * up, v)
-
-
-def up_multiplied_twice(q, k, u, v, r):
-    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
-    return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate) * up * up, v)
-
-
-def unknown_activation(q, k, u, v, r):
-    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
-    return torch.einsum("bthe,bthef,hefo->btho", r, torch.tanh(gate) * up, v)
-
-
-def unknown_constant(q, k, u, v, r):
-    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
-    hidden = 0.5 * gate * (1 + torch.tanh(0.79788 * (gate + 0.044715 * gate**3)))
-    return torch.einsum("bthe,bthef,hefo->btho", r, hidden * up, v)
-
-
-def unknown_ungated_activation(q, k, u, v, r):
-    gate = torch.einsum("bthd,hefd->bthef", q, k)
-    return torch.einsum("bthe,bthef,hefo->btho", r, gate.clamp(min=0), v)
-
-
-REASONS = [
-    (heads_summed, f"it is summed over an axis of size {H}"),
-    (tokens_mixed, f"it is summed over an axis of size {T}"),
-    (other_tokens_for_up, "gate and up do not read the same input"),
-    (up_multiplied_twice, "the activation is multiplied with 2 tensors of its own shape"),
-    (unknown_activation, "the activation is tanh(x), none that the op knows"),
-    (unknown_constant, "0.5*x, none that the op knows"),
-    (unknown_ungated_activation, "the activation is clamp(0)(x), none that the op knows"),
-]
-
-
-@pytest.mark.parametrize(("program", "said"), REASONS, ids=[program.__name__ for program, _ in REASONS])
-def test_reasons(program: Program, said: str) -> None:
-    assert said in reason(program, *operands())
-
-
-def test_a_width_that_is_not_contracted_is_no_match() -> None:
-    assert all(isinstance(result, Unmatched) for result in found(channels_kept, *operands()))

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 
 import mhf_compile
+from mhf_compile.matching.match import Match
 from mhf_compile.matching.reasons import NoMatch
-from mhf_compile.matching.search import Match, find
+from mhf_compile.matching.search import find
 from mhf_compile.matching.unify import Operand
 from mhf_compile.notation import Index, Leaf, Term
 from mhf_compile.reading import reader as read

@@ -1,0 +1,102 @@
+"""What a search finds: a match of a pattern, or why an activation is in none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import sympy
+
+from mhf_compile import notation
+from mhf_compile.matching.reasons import NoMatch, Progress, Refusal
+from mhf_compile.matching.unify import Unification
+from mhf_compile.notation import Axis, Index, Leaf, Term
+from mhf_compile.patterns import Pattern
+from mhf_compile.reading.numbering import Alike
+from mhf_compile.tape.tape import Scope, Value
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """A value that is a pattern's formula of some leaves, plus sums of products of leaves."""
+
+    pattern: Pattern
+    scope: Scope
+    root: Value
+    index: tuple[Index, ...]
+    anchors: frozenset[Value]
+    unification: Unification
+    addends: tuple[Term, ...]
+    term: Term
+    visited: Mapping[Value, tuple[Index, ...]]
+    hints: Mapping[sympy.Symbol, int]
+    """A value of each symbolic size that satisfies every guard."""
+    alike: Alike
+    """Tells which values are computed alike."""
+
+    @property
+    def time(self) -> int:
+        """When the first of its activations is complete."""
+        return min(anchor.time for anchor in self.anchors)
+
+    @property
+    def equation(self) -> str:
+        """What was read, its axes named by their roles."""
+        names: dict[Axis, Index] = {}
+        for role, axes in self.unification.roles.items():
+            for number, axis in enumerate(axes):
+                names[axis] = Index.over(Axis(axis.size, role + str(number + 1) * (len(axes) > 1)))
+        for leaf in notation.leaves(self.term.factors):  # the up score has an axis of its own for d
+            for own in (own for own in self.leaves if own.value == leaf.value):
+                for ours, theirs in zip(own.index, leaf.index, strict=True):
+                    for known, other in zip(ours.axes, theirs.axes, strict=False):
+                        if known in names:
+                            names.setdefault(other, names[known])
+        where = ", ".join(repr(index.substitute(names)) for index in self.index)
+        terms = (notation.substitute(term, names) for term in (self.term, *self.addends))
+        return f"{self.root}[{where}] = {notation.equation(tuple(terms))}"
+
+    @property
+    def hidden(self) -> int:
+        """The number of hidden values, those of activation times up projection."""
+        return math.prod(
+            notation.known(self.unification.size(role), self.hints) for role in self.pattern.hidden
+        )
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it has one head and one sub-network."""
+        return all(self.unification.size(role) == 1 for role in self.pattern.dense)
+
+    @property
+    def leaves(self) -> Iterator[Leaf]:
+        """The leaves of the operands and of the addends."""
+        for operand in self.unification.operands.values():
+            yield from operand.entries
+        for term in self.addends:
+            yield from notation.leaves(term.factors)
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """An activation that is in no match, and why."""
+
+    pattern: Pattern
+    anchor: Value
+    why: NoMatch
+
+    @property
+    def time(self) -> int:
+        """When the activation is complete."""
+        return self.anchor.time
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether it is the pattern but for what the reason says."""
+        return isinstance(self.why, Refusal)
+
+    @property
+    def rank(self) -> tuple[bool, Progress]:
+        """How near it is to a match."""
+        return self.is_pattern, self.why.progress

@@ -1,0 +1,236 @@
+"""The reasons to leave a region alone.
+
+A region is refused wherever leaving it out could be seen: in values, in gradients, in memory that is written,
+or in modes that change inside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from mhf_compile import notation
+from mhf_compile.kernels.ops import DTYPES
+from mhf_compile.matching.reasons import NO_GRAD, NORMS, Refusal
+from mhf_compile.notation.fold import parts
+from mhf_compile.patterns.pattern import Kind
+from mhf_compile.rewriting.region import Region
+from mhf_compile.tape.source import source_of
+from mhf_compile.tape.tape import Op, State, Value
+
+CREATION = ("zeros", "zeros_like", "new_zeros", "empty", "empty_like", "new_empty", "ones", "full")
+"""Operations that make tensors of none."""
+
+
+def check(region: Region) -> None:
+    """Raise Refusal where a region cannot be left out."""
+    for refusal in _refusals(region):
+        if refusal is not None:
+            raise refusal
+
+
+def _refusals(region: Region) -> Iterator[Refusal | None]:
+    """What each check says, in the order in which a user is told."""
+    for leaf in region.match.leaves:
+        for value in parts(leaf.value):
+            yield inside_a_call(region, value)
+            yield written_before_the_root(region, value)
+            yield written_before_the_backward(region, value)
+    yield changing_grad_mode(region)
+    yield changing_autocast(region)
+    yield inside_a_transform(region)
+    for value in region.computed:
+        yield across_a_checkpoint(region, value)
+        yield written_into_what_is_not_its_own(region, value)
+        if value is not region.match.root and value in region.own:
+            yield returned(region, value)
+            yield used_elsewhere(region, value)
+    yield repeated_weights(region)
+    yield unknown_device_or_dtype(region)
+    for value in region.tape.values[region.match.root.time + 1 :]:
+        yield reshaped_or_written_later(region, value)
+
+
+# -- operands -----------------------------------------------------------------------------------------------
+
+
+def inside_a_call(region: Region, value: Value) -> Refusal | None:
+    """Whether a leaf is computed inside a call of the program, and not where the root is."""
+    assert value.plain  # no rule reads what a subclass is an argument of
+    scope, root = region.match.scope, region.match.root
+    if value.handle.nodes_in(scope) or region.tape.is_at_hand(value, scope, root.time):
+        return None
+    siblings = region.tape.issued.get(value.op.node, ()) if value.op and value.op.node else ()
+    if any(op.name in NORMS for op in siblings):
+        return Refusal("it is normalised before the product with the values", value)
+    return Refusal(
+        "an operand is computed inside a single call of the program and cannot be taken from it", value
+    )
+
+
+def written_before_the_root(region: Region, value: Value) -> Refusal | None:
+    """Whether a leaf is not there any more where the root is made."""
+    if region.tape.is_at_hand(value, region.match.scope, region.match.root.time):
+        return None
+    return Refusal(
+        f"{value} is written to between its use and the result",
+        value,
+        advice="write to it after the feed-forward, or to a copy",
+    )
+
+
+def written_before_the_backward(region: Region, value: Value) -> Refusal | None:
+    """Whether a leaf that the backward reads is not there any more then."""
+    if value.expires == math.inf or not region.match.root.requires_grad:
+        return None
+    return Refusal(
+        f"{value} is written to before the backward, which reads it", value, advice="write to a copy"
+    )
+
+
+# -- modes --------------------------------------------------------------------------------------------------
+
+
+def changing_grad_mode(region: Region) -> Refusal | None:
+    """Whether the region runs partly without autograd."""
+    if len({state.grad_enabled for state in _states(region)}) < 2:
+        return None
+    return Refusal("grad mode changes inside it", region.match.root, advice=NO_GRAD)
+
+
+def changing_autocast(region: Region) -> Refusal | None:
+    """Whether the region runs under several modes of autocast."""
+    if len({state.autocast for state in _states(region)}) < 2:
+        return None
+    return Refusal(
+        "autocast is switched inside it", region.match.root, advice="put autocast around all of it"
+    )
+
+
+def inside_a_transform(region: Region) -> Refusal | None:
+    """Whether a transform of torch.func is applied to the region, but for vmap.
+
+    What vmap runs is recorded as it is run, on whole batches.
+    """
+    transforms = {transform for state in _states(region) for transform in state.transforms} - {"Vmap"}
+    if not transforms:
+        return None
+    return Refusal(f"it is inside a transform of torch.func ({min(transforms).lower()})", region.match.root)
+
+
+def _states(region: Region) -> Iterator[State]:
+    ops = (value.op for value in region.computed)
+    return (op.state for op in ops if op is not None and op.name not in CREATION)
+
+
+# -- values of its own --------------------------------------------------------------------------------------
+
+
+def across_a_checkpoint(region: Region, value: Value) -> Refusal | None:
+    """Whether a value is computed in another graph than the root."""
+    if value.op is not None and value.op.scope is region.match.scope:
+        return None
+    advice = "checkpoint the whole feed-forward, or nothing of it: rewritten, it saves nothing wide"
+    return Refusal("a checkpoint boundary crosses it", value, advice=advice)
+
+
+def written_into_what_is_not_its_own(region: Region, value: Value) -> Refusal | None:
+    """Whether a value is written into memory that was not made inside the region."""
+    if value.op is None or value.op.writes is None:
+        return None
+    first = value.storage.origin
+    if first is not None and first.op is not None and (first.op in region.ops or first.op.name in CREATION):
+        return None
+    return Refusal(f"it is written into {value.op.writes}, which is not made inside it", value)
+
+
+def returned(region: Region, value: Value) -> Refusal | None:
+    """Whether a value leaves the graph."""
+    if value not in region.match.scope.returned:
+        return None
+    return Refusal(
+        f"the intermediate {value} is returned as well{_line(value.op)}",
+        value,
+        advice="return it only when it is needed",
+    )
+
+
+def used_elsewhere(region: Region, value: Value) -> Refusal | None:
+    """Whether something outside of the region needs a value."""
+    for user in value.users:
+        if _serves_only(region, user):
+            continue
+        if user.name in NORMS and user.name != "pow":
+            return Refusal(f"it is normalised ({user.name}) before the product with the values", value)
+        return Refusal(
+            f"the intermediate {value} is used elsewhere as well, by {user.name}{_line(user)}",
+            value,
+            advice="compute that in a call of its own, where it is needed, such as when logging",
+        )
+    return None
+
+
+def _serves_only(region: Region, op: Op) -> bool:
+    """Whether nothing outside of a region needs an operation, once the region is left out."""
+    if region.tape.used.isdisjoint(op.outputs):
+        return True
+    if op.writes is not None and op not in region.ops:
+        return False
+    for value in op.outputs:
+        if value in region.match.visited and value not in region.leaves:
+            continue  # it is looked at on its own
+        if value in region.leaves or value in region.match.scope.returned:
+            return False
+        if not all(_serves_only(region, user) for user in value.users):
+            return False
+    return True
+
+
+def _line(op: Op | None) -> str:
+    place = source_of(op.node) if op is not None else ""
+    return f" ({place})" if place else ""
+
+
+# -- the call -----------------------------------------------------------------------------------------------
+
+
+def repeated_weights(region: Region) -> Refusal | None:
+    """Whether a weight would be repeated to more than the activation that is saved."""
+    match = region.match
+    pattern, operands = match.pattern, match.unification.operands
+    for name in pattern.of(Kind.WEIGHT):
+        axes, own = {axis for dim in operands[name].dims for axis in dim}, set(operands[name].leaves[0].axes)
+        size, least = (math.prod(notation.known(a.size, match.hints) for a in some) for some in (axes, own))
+        if size - least > match.hidden:
+            others = operands.keys() - pattern.of(Kind.INPUT)
+            has = [other for other in others if axes - own <= set(operands[other].leaves[0].axes)]
+            each = " or ".join(pattern.counted(pattern.broadcast))
+            return Refusal(
+                f"{pattern.words(has)} have entries for each {each}, "
+                f"{size // least} times, for which {pattern.words([name])} would be repeated"
+            )
+    return None
+
+
+def unknown_device_or_dtype(region: Region) -> Refusal | None:
+    """Whether the op cannot run there."""
+    root, dtype = region.match.root, region.dtype
+    known = DTYPES.get(root.device.type, ())
+    if dtype in known:
+        return None
+    return Refusal(
+        f"the op does not take {dtype} on {root.device.type}",
+        root,
+        advice=f"it takes {', '.join(map(str, known))}",
+    )
+
+
+def reshaped_or_written_later(region: Region, value: Value) -> Refusal | None:
+    """Whether a later value is the result, reshaped in place, or an older view of its memory."""
+    root = region.match.root
+    if value.handle is root.handle and value.op is not None and value.op.reshapes:
+        return Refusal(f"the shape of the result {root} is changed in place later", value)
+    alias = value.storage is root.storage and value.handle is not root.handle
+    if alias and value.handle.born < root.time and value in region.tape.used:
+        return Refusal(f"{value} shares memory with the result {root}, which is written to later", value)
+    return None

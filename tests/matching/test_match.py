@@ -1,0 +1,60 @@
+"""A match as data: when it is, whether it is dense, its hidden values, its leaves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from mhf_compile.matching.match import Match, Unmatched
+from mhf_compile.matching.reasons import NoMatch, Progress, Refusal, Stage
+from mhf_compile.patterns import FLASH_MHF
+from tests.matching.programs import SHAPES, B, E, F, H, T, full, gated, searched, tensors
+
+
+def matched(program, names: str) -> Match:
+    (match,) = searched(program, *tensors(names))
+    assert isinstance(match, Match), match
+    return match
+
+
+def dense(q: Tensor, k1: Tensor, u1: Tensor, v1: Tensor) -> Tensor:
+    return (silu(q @ k1[0].mT) * (q @ u1[0].mT)) @ v1[0]
+
+
+@pytest.mark.parametrize(
+    ("program", "names", "is_dense", "hidden"),
+    [
+        (full, "q k u v r", False, B * T * H * E * F),
+        (gated, "q k1 u1 v1", False, B * T * H * F),
+        (dense, "q k1 u1 v1", True, B * T * H * F),  # heads that share all weights are tokens
+    ],
+    ids=["full", "gated", "dense"],
+)
+def test_hidden_values(program, names: str, is_dense: bool, hidden: int) -> None:
+    match = matched(program, names)
+    assert (match.is_dense, match.hidden) == (is_dense, hidden)
+
+
+def test_leaves_are_those_of_operands_and_of_what_is_added() -> None:
+    match = matched(lambda q, k1, u1, v1: gated(q, k1, u1, v1) + q, "q k1 u1 v1")
+    shapes = [leaf.value.shape for leaf in match.leaves]
+    assert shapes == [SHAPES[name] for name in ("q", "k1", "u1", "v1")] + [SHAPES["q"]]
+
+
+def test_results_come_in_the_order_of_their_activations() -> None:
+    def program(q, k1, u1, v1):
+        first = torch.tanh(torch.einsum("bthd,hfd->bthf", q, k1)) * torch.einsum("bthd,hfd->bthf", q, u1)
+        return gated(q, u1, k1, v1), torch.einsum("bthf,hfo->btho", first, v1)
+
+    miss, match = searched(program, *tensors("q k1 u1 v1"))
+    assert isinstance(miss, Unmatched) and isinstance(match, Match)
+    assert miss.time < match.time == min(anchor.time for anchor in match.anchors)
+
+
+def test_what_is_refused_is_nearer_than_what_is_none() -> None:
+    far = Unmatched(FLASH_MHF, None, NoMatch("", progress=Progress(Stage.MATCH, 9)))  # type: ignore[arg-type]
+    near = Unmatched(FLASH_MHF, None, Refusal(""))  # type: ignore[arg-type]
+    assert near.is_pattern and not far.is_pattern
+    assert near.rank > far.rank

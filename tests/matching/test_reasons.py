@@ -1,0 +1,155 @@
+"""Why something is no match: each reason in words, and of several the one that is nearest to a match."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import silu
+
+from mhf_compile.matching.match import Unmatched
+from mhf_compile.matching.reasons import (
+    FORM,
+    OBSTACLE,
+    SIZES,
+    NoMatch,
+    Progress,
+    Refusal,
+    Stage,
+    misplaced,
+    nearest,
+)
+from mhf_compile.notation import Axis
+from mhf_compile.patterns import FLASH_MHF
+from mhf_compile.patterns.pattern import RESULT
+from tests.matching.programs import H, Program, T, searched, tensors
+
+
+def heads_summed(q, k, u, v, r):
+    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+    return torch.einsum("bthef,hefo->bto", silu(gate) * up, v)
+
+
+def channels_kept(q, k, u, v, r):
+    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+    return torch.einsum("bthe,bthef,hefo->bthfo", r, silu(gate) * up, v)
+
+
+def tokens_mixed(q, k, u, v, r):
+    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+    return torch.einsum("bthef,hefo->bho", silu(gate) * up, v)
+
+
+def other_tokens_for_up(q, k, u, v, r):
+    gate, up = torch.einsum("bthd,hefd->bthef", q, k), torch.einsum("bthd,hefd->bthef", q.flip(1), u)
+    return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate) * up, v)
+
+
+def up_multiplied_twice(q, k, u, v, r):
+    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+    return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate) * up * up, v)
+
+
+def unknown_activation(q, k, u, v, r):
+    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+    return torch.einsum("bthe,bthef,hefo->btho", r, torch.tanh(gate) * up, v)
+
+
+def unknown_constant(q, k, u, v, r):
+    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+    hidden = 0.5 * gate * (1 + torch.tanh(0.79788 * (gate + 0.044715 * gate**3)))
+    return torch.einsum("bthe,bthef,hefo->btho", r, hidden * up, v)
+
+
+def unknown_ungated_activation(q, k, u, v, r):
+    gate = torch.einsum("bthd,hefd->bthef", q, k)
+    return torch.einsum("bthe,bthef,hefo->btho", r, gate.clamp(min=0), v)
+
+
+REASONS = [
+    (heads_summed, f"it is summed over an axis of size {H}"),
+    (tokens_mixed, f"it is summed over an axis of size {T}"),
+    (other_tokens_for_up, "gate and up do not read the same input"),
+    (up_multiplied_twice, "the activation is multiplied with 2 tensors of its own shape"),
+    (unknown_activation, "the activation is tanh(x), none that the op knows"),
+    (unknown_constant, "0.5*x, none that the op knows"),
+    (unknown_ungated_activation, "the activation is clamp(0)(x), none that the op knows"),
+]
+
+
+@pytest.mark.parametrize(("program", "said"), REASONS, ids=[program.__name__ for program, _ in REASONS])
+def test_reasons(program: Program, said: str) -> None:
+    (miss,) = searched(program, *tensors("q k u v r"))
+    assert isinstance(miss, Unmatched)
+    assert said in miss.why.reason
+
+
+def test_a_width_that_is_not_contracted_is_no_match() -> None:
+    results = searched(channels_kept, *tensors("q k u v r"))
+    assert all(isinstance(result, Unmatched) for result in results)
+
+
+# -- of several the nearest ----------------------------------------------------------------------------------
+
+ANCHOR: Any = SimpleNamespace(op=SimpleNamespace(state=SimpleNamespace(transforms=()), scope=None))
+
+
+def test_a_later_stage_is_nearer_and_within_one_a_larger_size() -> None:
+    order = [
+        Progress(Stage.FACTORS, -2),
+        Progress(Stage.FACTORS, -1),
+        FORM,
+        Progress(Stage.OPERANDS),
+        Progress(Stage.ROLES),
+        Progress(Stage.ROLES, 7),
+        SIZES,
+        OBSTACLE,
+        Progress(Stage.MATCH, 1),
+        Progress(Stage.MATCH, 10**6),
+    ]
+    assert sorted(order[::-1]) == order
+    assert {progress.stage for progress in order} == set(Stage)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_nearest_is_told(swapped: bool) -> None:
+    far, near = NoMatch("far"), NoMatch("near", progress=Progress(Stage.ROLES, 1))
+    failed = [near, far] if swapped else [far, near]
+    assert nearest(ANCHOR, failed, None, False) is near
+    assert nearest(ANCHOR, failed, NoMatch("stopped", progress=OBSTACLE), False).reason == "stopped"
+
+
+def test_a_refusal_is_told_before_others_and_of_equals_the_smallest_candidate_s() -> None:
+    refused, other = Refusal("refused"), NoMatch("other", progress=OBSTACLE)
+    assert nearest(ANCHOR, [other, refused], None, False) is refused
+    largest, smallest = NoMatch("largest"), NoMatch("smallest")
+    assert nearest(ANCHOR, [largest, smallest], None, False) is smallest
+
+
+def test_without_candidates_what_stopped_it_is_told_then_that_it_leaves() -> None:
+    stopped = NoMatch("something is applied to it", progress=OBSTACLE, advice="leave it out")
+    told = nearest(ANCHOR, [], stopped, True)
+    assert (told.reason, told.progress, told.advice) == (
+        "it reaches no product with values: something is applied to it",
+        OBSTACLE,
+        "leave it out",
+    )
+    assert "it leaves the graph" in nearest(ANCHOR, [], None, True).reason
+    assert nearest(ANCHOR, [], None, False).reason == "it reaches no product with values"
+
+
+def test_an_axis_without_a_role_is_told_in_the_words_of_the_pattern() -> None:
+    axis = Axis(7)
+    for present, said in (
+        (
+            {"q", "k"},
+            "an axis of size 7 of the input and the gate's weight: tokens or heads",
+        ),
+        ({"k", "u"}, "7 activations are added up that share the values"),
+        ({"v", RESULT, "k"}, "the result there is an axis of size 7 that the input of gate and up lacks"),
+        ({"q", RESULT, "k"}, "an axis of size 7 of the input and the gate's weight and the result is not in"),
+    ):
+        error = misplaced(FLASH_MHF, axis, present, 2)
+        assert said in error.reason and error.progress == (Stage.ROLES, 2)
