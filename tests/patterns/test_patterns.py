@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import mhf_compile
 from mhf_compile.kernels.activations import ACTIVATIONS
 from mhf_compile.matching.search import normal_pattern
 from mhf_compile.notation import Func, Leaf
 from mhf_compile.patterns import FLASH_MHF, PATTERNS, UNGATED_MHF
 from mhf_compile.patterns.pattern import Kind, Pattern, split
-from mhf_compile.report.report import Rewrite
 
 SIZES = {"b": 2, "t": 3, "h": 2, "g": 1, "e": 2, "f": 3, "d": 2, "o": 3}
 DEFINITIONS: dict[str, Callable[[float], float]] = {
@@ -163,7 +163,7 @@ def test_roles_are_what_the_formula_does_with_them(pattern: Pattern) -> None:
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: p.name)
 def test_the_fields_of_a_report_are_sizes(pattern: Pattern) -> None:
     sizes = {"tokens", "heads", "kv_heads", "subnetworks", "head_dim", "width", "out_dim"}
-    assert set(pattern.fields) == sizes <= {field.name for field in dataclasses.fields(Rewrite)}
+    assert set(pattern.fields) == sizes <= {field.name for field in dataclasses.fields(mhf_compile.Rewrite)}
 
 
 def test_operands_are_called_by_their_words() -> None:
