@@ -37,7 +37,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {}
 """Imports (of a module, by a module) that may go up or around, each with the reason."""
 
 FLOORS, ARROWS = 12, 60
-"""At most so many: the rooms on the longest way down, and the pairs of rooms of which one imports the other."""
+"""At most so many rooms on the longest way down, and pairs of rooms of which one imports the other."""
 
 LONGEST = 400
 """Lines of a file."""
