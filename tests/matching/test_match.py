@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
 from mhf_compile.matching.match import Match, Unmatched
 from mhf_compile.matching.reasons import NoMatch, Progress, Refusal, Stage
@@ -38,9 +38,14 @@ def test_hidden_values(program, names: str, is_dense: bool, hidden: int) -> None
 
 
 def test_leaves_are_those_of_operands_and_of_what_is_added() -> None:
-    match = matched(lambda q, k1, u1, v1: gated(q, k1, u1, v1) + q, "q k1 u1 v1")
+    def program(q: Tensor, k1: Tensor, u1: Tensor, v1: Tensor, per_head_out: Tensor) -> Tensor:
+        hidden = silu(q @ k1[0].mT) * (q @ u1[0].mT)
+        return linear(hidden, v1[0].mT, per_head_out[0])
+
+    match = matched(program, "q k1 u1 v1 per_head_out")
     shapes = [leaf.value.shape for leaf in match.leaves]
-    assert shapes == [SHAPES[name] for name in ("q", "k1", "u1", "v1")] + [SHAPES["q"]]
+    assert shapes == [SHAPES[name] for name in ("q", "k1", "u1", "v1", "per_head_out")]
+    assert len(match.addends) == 1
 
 
 def test_results_come_in_the_order_of_their_activations() -> None:
