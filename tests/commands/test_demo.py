@@ -5,7 +5,6 @@ import pytest
 import torch
 
 import mhf_compile
-from mhf_compile import backend
 from mhf_compile.__main__ import main
 from mhf_compile.commands import demo
 from mhf_compile.models import FlashMHF, LanguageModel, ModelConfig, SwiGLU
@@ -46,7 +45,12 @@ def test_batches_are_runs_of_text_one_byte_longer_than_their_sequences():
 @pytest.fixture
 def no_inductor(monkeypatch):
     """The rewritten graphs run as they are: a C++ compiler takes its time."""
-    monkeypatch.setattr(backend, "compile_inner", lambda module, *_: module)
+    given = torch.nn.Module.compile
+
+    def quick(module, options, **others):
+        given(module, options={**options, "flashmhf.inner": "eager"}, **others)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", quick)
     torch._dynamo.reset()
 
 
