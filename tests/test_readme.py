@@ -1,6 +1,7 @@
 """What the README and the documents show: programs run, reports are as printed, links lead somewhere."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import mhf_compile
 from mhf_compile.__main__ import main
+from mhf_compile.options import PREFIX, Options
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,10 +63,6 @@ def test_the_report_is_as_printed(tmp_path, monkeypatch, capsys):
 
 
 def test_options_are_those_that_there_are():
-    from dataclasses import fields
-
-    from mhf_compile.options import PREFIX, Options
-
     named = re.findall(r"^\| `(flashmhf\.\w+)` \| `(.*?)` \|", README, re.MULTILINE)
     assert dict(named) == {
         PREFIX + field.name: repr(field.default).replace("'", '"') for field in fields(Options)
@@ -95,8 +93,3 @@ def test_what_commands_name_is_there(document):
     assert set(re.findall(r"`?\bmake (\w+)\b(?= ARGS|`|  | *#)", text)) <= targets
     for path in re.findall(r"`(tests/[\w/.]+)`|ARGS=(tests/[\w/.]+)", text):
         assert (ROOT / "".join(path)).exists(), path
-
-
-def test_figures_of_the_gpu_say_where_they_are_from():
-    figures = README.partition("## Figures")[2].partition("\n## ")[0]
-    assert re.search(r"On one H100 80GB, \d{4}-\d\d-\d\d, torch \d\.\d+, Triton \d\.\d", figures)
