@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.cpu import analysis, layer, op
 from benchmarks.settings import Settings, machine
-from mhf_compile.commands.demo import DTYPES, positive
+from mhf_compile.commands.arguments import DTYPES, positive
 from mhf_compile.models import CONFIGS
 
 

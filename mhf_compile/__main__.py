@@ -3,10 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from mhf_compile.commands import demo
-from mhf_compile.commands import explain as explain_command
-from mhf_compile.commands import precompile as precompile_command
-from mhf_compile.commands import tune as tune_command
+from mhf_compile.commands import demo, explain, precompile, tune
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -16,10 +13,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="A torch.compile backend that fuses multi-head feed-forward networks, gated or not.",
     )
     commands = parser.add_subparsers(metavar="command", required=True)
-    demo.add_parser(commands)
-    explain_command.add_parser(commands)
-    precompile_command.add_parser(commands)
-    tune_command.add_parser(commands)
+    for command in (demo, explain, precompile, tune):
+        command.add_parser(commands)
     options = parser.parse_args(arguments)
     options.run(options)
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from benchmarks.contest import Contest, Workload, contest
+from benchmarks.cpu.contest import Contest, Workload, contest
 from benchmarks.results import Requirement, Spread, at_least, at_most, ratio
 from benchmarks.settings import Settings
 from mhf_compile.models import CONFIGS, FlashMHF

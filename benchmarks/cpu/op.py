@@ -3,10 +3,9 @@
 from dataclasses import asdict
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
-from benchmarks.contest import Workload, contest
+from benchmarks.cpu.contest import Workload, contest
+from benchmarks.formula import formula
 from benchmarks.settings import Settings
 from mhf_compile.kernels.ops import flash_mhf
 
@@ -17,13 +16,6 @@ def run(settings: Settings) -> dict[str, object]:
     result = contest(workload, settings)
     print(f"\n{result}", flush=True)
     return asdict(result)
-
-
-def formula(q: Tensor, k: Tensor, u: Tensor, v: Tensor, r: Tensor) -> Tensor:
-    """One einsum over all heads and sub-networks; operands as those of `flash_mhf`."""
-    gate = torch.einsum("bthd,hefd->bthef", q, k)
-    hidden = functional.silu(gate) * torch.einsum("bthd,hefd->bthef", q, u)
-    return torch.einsum("bthef,hefo->btho", hidden * r.unsqueeze(-1), v)
 
 
 def workload(settings: Settings) -> Workload:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import contest as gpu_contest
-from benchmarks.gpu import decode as gpu_decode
-from benchmarks.gpu import errors as gpu_errors
+from benchmarks.gpu.contest import forward, training
+from benchmarks.gpu.decode import decode
+from benchmarks.gpu.errors import check
 from benchmarks.gpu.goals import requirements
 from benchmarks.gpu.machine import describe, state
 from benchmarks.gpu.peers import external
@@ -133,15 +133,15 @@ def plan(lab: Lab) -> Iterator[Unit]:
     for number, tokens in enumerate(protocol.tokens):
         for size, model in protocol.sizes.items():
             shape = Shape("op", size, model, tokens)
-            yield contest("forward", gpu_contest.forward, shape, lab)
-            yield contest("backward", gpu_contest.training, shape, lab)
+            yield timed("forward", forward, shape, lab)
+            yield timed("backward", training, shape, lab)
         for size in protocol.paper if tokens in protocol.layer_tokens else ():
             if size in protocol.sizes:
                 yield from both("layer", Shape("layer", size, protocol.sizes[size], tokens), lab)
         if number == 0:
-            yield from decode(lab)
+            yield from decodes(lab)
             few = Shape("dense", "dense", protocol.dense, protocol.ragged[-1])
-            yield check("dense", few, protocol.dtype, lab)
+            yield checked("dense", few, protocol.dtype, lab)
             yield from both("dense", replace(few, tokens=protocol.dense_tokens[0]), lab)
     for tokens in protocol.dense_tokens[1:]:
         yield from both("dense", Shape("dense", "dense", protocol.dense, tokens), lab)
@@ -155,29 +155,29 @@ def correctness(lab: Lab) -> Iterator[Unit]:
         cases += [(protocol.checked, protocol.ragged[-1], dtype) for dtype in protocol.other_dtypes]
         cases.append((protocol.checked, protocol.long, protocol.dtype))
     for size, tokens, dtype in cases:
-        yield check("correctness", Shape("op", size, protocol.sizes[size], tokens), dtype, lab)
+        yield checked("correctness", Shape("op", size, protocol.sizes[size], tokens), dtype, lab)
 
 
-def decode(lab: Lab) -> Iterator[Unit]:
+def decodes(lab: Lab) -> Iterator[Unit]:
     """Every size at few tokens."""
     for size in lab.protocol.sizes:
         for tokens in lab.protocol.decode_tokens:
-            run = partial(gpu_decode.decode, size, tokens, lab)
+            run = partial(decode, size, tokens, lab)
             yield Unit("decode", f"{size}, {tokens} tokens", run)
 
 
-def check(stage: str, shape: Shape, dtype: torch.dtype, lab: Lab) -> Unit:
+def checked(stage: str, shape: Shape, dtype: torch.dtype, lab: Lab) -> Unit:
     """The unit of a check against float64."""
-    return Unit(stage, f"{shape}, {dtype}, errors", partial(gpu_errors.check, shape, dtype, lab))
+    return Unit(stage, f"{shape}, {dtype}, errors", partial(check, shape, dtype, lab))
 
 
 def both(stage: str, shape: Shape, lab: Lab) -> Iterator[Unit]:
     """The contests of forward and training at a shape."""
-    yield contest(stage, gpu_contest.forward, shape, lab)
-    yield contest(stage, gpu_contest.training, shape, lab)
+    yield timed(stage, forward, shape, lab)
+    yield timed(stage, training, shape, lab)
 
 
-def contest(stage: str, run: Callable[[Shape, Lab], Iterator[Result]], shape: Shape, lab: Lab) -> Unit:
+def timed(stage: str, run: Callable[[Shape, Lab], Iterator[Result]], shape: Shape, lab: Lab) -> Unit:
     """The unit of a contest at a shape."""
     return Unit(stage, f"{shape}, {run.__name__}", partial(run, shape, lab))
 

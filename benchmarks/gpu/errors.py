@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import mhf_compile
-from benchmarks.cpu.op import formula
+from benchmarks.formula import formula
 from benchmarks.gpu.peers import EAGER, OURS, operands
 from benchmarks.gpu.protocol import Lab, Op, Shape
 from benchmarks.gpu.results import Errors

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import mhf_compile
-from benchmarks.cpu.op import formula
+from benchmarks.formula import formula
 from benchmarks.gpu.protocol import Lab, Op, Protocol, Shape
 from mhf_compile.models import FlashMHF, ModelConfig, SwiGLU
 

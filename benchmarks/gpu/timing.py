@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from benchmarks.contest import no_compiling
+from benchmarks.compiling import no_compiling
 from benchmarks.results import Spread, ratio
 
 P = ParamSpec("P")

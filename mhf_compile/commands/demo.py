@@ -1,37 +1,48 @@
 """The demo: train a FlashMHF language model on real text, eager and compiled, and compare the two.
 
 Each run has a process of its own, so that neither sees the other's memory, and starts from the same seed.
-`train` is what a run does; `compare` prints what came of both.
+`train` is what a run does; `compile_model` is what a user of the package would write; `compare` prints what
+came of both runs.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 import mhf_compile
+from mhf_compile.commands.arguments import DTYPES, device, positive
 from mhf_compile.commands.measure import Cost, in_fresh_process, progress, saved_bytes
 from mhf_compile.models import CONFIGS, FlashMHF, LanguageModel, ModelConfig
 
 SEQUENCE = 512  # longest sequence of a batch, in tokens
 LEARNING_RATE = 0.005
-DTYPES = ("float32", "bfloat16", "float16")
+BACKEND = "flashmhf"
 
 Network = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What both runs share. `tokens` counts those of a step; `device` and `dtype` are torch's names."""
+    """What both runs share.
+
+    Attributes:
+        model: sizes of the model.
+        steps: training steps.
+        tokens: bytes of text in a step.
+        device, dtype: torch's names.
+        whole: whether the model is compiled as one graph, not block by block.
+    """
 
     model: ModelConfig
     steps: int
     tokens: int
     device: str
     dtype: str
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,40 +54,41 @@ class Run:
         seconds: time of the fastest step: what else the machine does only adds to it.
         peak: most bytes in use during a step, over those in use at its start; None where it cannot be read.
         saved: bytes that the forward keeps for the backward.
-        fused: feed-forward networks replaced by a fused call.
-        report: the backend's report, printable; empty for eager.
+        graphs: how many graphs were compiled.
+        report: the backend's reports of them, printable; empty for eager.
     """
 
     losses: list[float]
     seconds: float
     peak: int | None
     saved: int
-    fused: int
+    graphs: int
     report: str
 
 
-def train(settings: Settings, backend: str | None) -> Run:
-    """Train the model of `settings` from seed 0, compiled by `backend` or eager, printing progress.
+def train(settings: Settings, compiled: bool) -> Run:
+    """Train the model of `settings` from seed 0, compiled or eager, printing progress.
 
     The optimizer is SGD without momentum: it keeps nothing, so that what a step needs beyond the weights is
     gradients and activations.
     """
     torch.manual_seed(0)
     model = LanguageModel(settings.model, FlashMHF).to(settings.device, getattr(torch, settings.dtype))
-    network: Network = torch.compile(model, backend=backend) if backend else model
+    if compiled:
+        compile_model(model, settings.whole)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     batches = text_batches(settings)
 
     # One pass that changes no weight: it compiles, and leaves first-time costs out of the measured steps.
-    with progress("  compiling forward and backward" if backend else "  warming up"):
-        next_byte_loss(network, batches[0]).backward()
+    with progress("  compiling; first forward and backward" if compiled else "  warming up"):
+        next_byte_loss(model, batches[0]).backward()
     optimizer.zero_grad()
-    saved = saved_bytes(lambda: next_byte_loss(network, batches[0]), [*model.parameters(), *batches])
+    saved = saved_bytes(lambda: next_byte_loss(model, batches[0]), [*model.parameters(), *batches])
 
     losses, costs = [], []
     for number, batch in enumerate(batches, start=1):
         with Cost(settings.device) as cost:
-            loss = next_byte_loss(network, batch)
+            loss = next_byte_loss(model, batch)
             loss.backward()
             optimizer.step()
         optimizer.zero_grad()
@@ -84,15 +96,27 @@ def train(settings: Settings, backend: str | None) -> Run:
         costs.append(cost)
         print(f"  step {number}/{settings.steps}: loss {losses[-1]:.4f}, {cost.seconds:.1f} s", flush=True)
 
-    reports = mhf_compile.last_reports() if backend == "flashmhf" else []
+    reports = mhf_compile.last_reports()
     return Run(
         losses=losses,
         seconds=min(cost.seconds for cost in costs),
         peak=max((cost.peak for cost in costs if cost.peak is not None), default=None),
         saved=saved,
-        fused=sum(len(report.rewrites) for report in reports),
+        graphs=len(reports),
         report="\n".join(map(str, reports)),
     )
+
+
+def compile_model(model: LanguageModel, whole: bool) -> None:
+    """Compile the blocks of a model, or all of it as one graph; its calls then run what was compiled.
+
+    All blocks run the same code, and weights are inputs of a graph: what the first block compiles serves
+    them all. A feed-forward network that is not found makes the first call fail.
+    """
+    parts: Sequence[nn.Module] = [model] if whole else list(model.blocks)
+    for part in parts:
+        options = {"flashmhf.require": len(model.blocks) // len(parts)}
+        part.compile(backend=BACKEND, fullgraph=True, options=options)
 
 
 def text_batches(settings: Settings) -> list[Tensor]:
@@ -120,18 +144,26 @@ def next_byte_loss(network: Network, batch: Tensor) -> Tensor:
     return functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
 
 
-def compare(settings: Settings, backend: str = "flashmhf") -> None:
-    """Train eager and with `backend`, each in a fresh process, and print the two side by side."""
+def compare(settings: Settings) -> None:
+    """Train eager and compiled, each in a fresh process, and print the two side by side."""
     print(describe(settings))
     print("\nEager", flush=True)
-    eager = in_fresh_process(train, settings, None)
-    print(f"\ntorch.compile(model, backend={backend!r})", flush=True)
-    compiled = in_fresh_process(train, settings, backend)
+    eager = in_fresh_process(train, settings, compiled=False)
+    what = "model" if settings.whole else "block"
+    print(f"\n{what}.compile(backend={BACKEND!r}, fullgraph=True)", flush=True)
+    compiled = in_fresh_process(train, settings, compiled=True)
 
-    print(f"\n{compiled.fused} of {settings.model.layers} feed-forward networks fused\n{compiled.report}")
-    print(f"\n{loss_table(eager, compiled, backend)}")
-    print(f"\n{cost_table(eager, compiled, backend)}")
+    print(f"\n{usage(settings, compiled.graphs)}\n{compiled.report}")
+    print(f"\n{loss_table(eager, compiled)}")
+    print(f"\n{cost_table(eager, compiled)}")
     print("\nA ratio above 1 favours the compiled run. The peak leaves out the weights, not their gradients.")
+
+
+def usage(settings: Settings, graphs: int) -> str:
+    """Say for how many blocks a graph was compiled, which its report does not know."""
+    times = "once" if graphs == 1 else f"{graphs} times"
+    what = "The model" if settings.whole else "A block"
+    return f"{what} was compiled {times}, for {settings.model.layers} blocks; what was compiled:"
 
 
 def describe(settings: Settings) -> str:
@@ -148,9 +180,9 @@ def describe(settings: Settings) -> str:
     )
 
 
-def loss_table(eager: Run, compiled: Run, backend: str) -> str:
+def loss_table(eager: Run, compiled: Run) -> str:
     """Lay out the loss of each step in both runs, and the largest difference."""
-    rows = [f"{'loss':<28}{'eager':>12}{backend:>12}{'difference':>12}"]
+    rows = [f"{'loss':<28}{'eager':>12}{BACKEND:>12}{'difference':>12}"]
     differences = []
     for number, (before, after) in enumerate(zip(eager.losses, compiled.losses, strict=True), start=1):
         differences.append(abs(after - before))
@@ -159,9 +191,9 @@ def loss_table(eager: Run, compiled: Run, backend: str) -> str:
     return "\n".join(rows)
 
 
-def cost_table(eager: Run, compiled: Run, backend: str) -> str:
+def cost_table(eager: Run, compiled: Run) -> str:
     """Lay out what a step costs in both runs, and eager's cost over the compiled run's."""
-    rows = [f"{'cost of a step':<28}{'eager':>12}{backend:>12}{'ratio':>12}"]
+    rows = [f"{'cost of a step':<28}{'eager':>12}{BACKEND:>12}{'ratio':>12}"]
     for name, before, after in (
         ("saved for the backward, MiB", eager.saved / 2**20, compiled.saved / 2**20),
         ("time of fastest step, s", eager.seconds, compiled.seconds),
@@ -183,8 +215,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "demo",
         help="train a FlashMHF language model, eager and compiled, and compare",
         description="Train a FlashMHF language model on Python's own documentation, read as bytes, from one "
-        "seed twice: eager, and with torch.compile(model, backend='flashmhf'). Print what was rewritten, the "
-        "losses, and what a step costs in memory and time.",
+        "seed twice: eager, and compiled with backend='flashmhf', block by block. Print what was rewritten, "
+        "the losses, and what a step costs in memory and time.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--config", choices=CONFIGS, default="128M", help="size of the model")
@@ -194,26 +226,17 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the weights")
 
+    parser.add_argument("--whole", action="store_true", help="compile the whole model as one graph")
+
     def run(options: argparse.Namespace) -> None:
         available = len(documentation())
         if options.steps * options.tokens >= available:
             parser.error(f"--steps times --tokens must be below {available}, the length of the text")
         model = CONFIGS[options.config]
         model = replace(model, layers=options.layers or model.layers)
-        compare(Settings(model, options.steps, options.tokens, options.device, options.dtype))
+        compare(Settings(model, options.steps, options.tokens, options.device, options.dtype, options.whole))
 
     parser.set_defaults(run=run)
-
-
-def positive(text: str) -> int:
-    """Read a whole number of at least 1.
-
-    Raises:
-        argparse.ArgumentTypeError: `text` is not one.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
-    return int(text)
 
 
 def tokens(text: str) -> int:
@@ -226,17 +249,3 @@ def tokens(text: str) -> int:
     if number > SEQUENCE and number % SEQUENCE:
         raise argparse.ArgumentTypeError(f"must be at most {SEQUENCE} or a multiple of it, not {text}")
     return number
-
-
-def device(text: str) -> str:
-    """Read the name of a device that this machine has.
-
-    Raises:
-        argparse.ArgumentTypeError: it has no such device.
-    """
-    found = ["cpu"]
-    if torch.cuda.is_available():
-        found += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    if text not in found:
-        raise argparse.ArgumentTypeError(f"must be one of {', '.join(found)} on this machine, not {text!r}")
-    return text

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from mhf_compile.commands.demo import DTYPES, positive
-from mhf_compile.commands.explain import SpecError, made
+from mhf_compile.commands.arguments import DTYPES, positive
+from mhf_compile.commands.factory import SpecError, made
 from mhf_compile.models import CONFIGS, FlashMHF
 from mhf_compile.report.report import headline
 

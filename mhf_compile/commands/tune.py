@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
-from mhf_compile.commands.demo import DTYPES, positive
+from mhf_compile.commands.arguments import DTYPES, positive
 from mhf_compile.models import CONFIGS
 
 if TYPE_CHECKING:

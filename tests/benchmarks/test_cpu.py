@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import contest
 from benchmarks.__main__ import main
+from benchmarks.compiling import no_compiling
+from benchmarks.cpu import contest
 from benchmarks.cpu.analysis import line_through
 from benchmarks.results import Spread, at_least, at_most, ratio
 from benchmarks.settings import Settings
@@ -28,8 +29,7 @@ import pickle, sys
 import torch
 from mhf_compile.models import CONFIGS, ModelConfig
 CONFIGS.update(dict.fromkeys(CONFIGS, {TINY!r}))
-from benchmarks import contest
-from benchmarks.cpu import analysis
+from benchmarks.cpu import analysis, contest
 from benchmarks.__main__ import main
 
 def call(function, *arguments):
@@ -150,7 +150,7 @@ def test_every_implementation_runs_once_a_round_and_each_comes_first():
 def test_compiling_while_measuring_is_an_error():
     compiled = torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
     compiled(torch.ones(2))
-    with contest.no_compiling():
+    with no_compiling():
         compiled(torch.ones(2))
         with pytest.raises(RuntimeError, match="recompile"):
             compiled(torch.ones(3))

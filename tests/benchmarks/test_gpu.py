@@ -165,7 +165,7 @@ def test_memory_is_measured_of_those_that_train(dry):
 )
 def test_plots_draw_what_there_is(dry, tmp_path, capsys, keep):
     pytest.importorskip("matplotlib")
-    from benchmarks import plot
+    from benchmarks.gpu import plot
 
     data = json.loads(dry[1].read_text())
     part = tmp_path / "part.json"

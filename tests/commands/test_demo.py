@@ -4,8 +4,14 @@ import sys
 import pytest
 import torch
 
+import mhf_compile
 from mhf_compile.__main__ import main
 from mhf_compile.commands import demo
+from mhf_compile.models import FlashMHF, LanguageModel, ModelConfig, SwiGLU
+
+TINY = ModelConfig(
+    hidden=16, layers=2, attention_heads=2, ffn_heads=2, subnetworks=2, subnetwork_width=8, vocabulary=8
+)
 
 
 @pytest.mark.parametrize(
@@ -36,35 +42,43 @@ def test_batches_are_runs_of_text_one_byte_longer_than_their_sequences():
     assert bytes(batches[1][0].tolist()) in demo.documentation()
 
 
-def test_saved_bytes_counts_a_storage_once_and_owned_ones_not_at_all():
-    weight = torch.randn(8, 8, requires_grad=True)
-    x = torch.randn(4, 8)
+@pytest.fixture
+def no_inductor(monkeypatch):
+    """The rewritten graphs run as they are: a C++ compiler takes its time."""
+    given = torch.nn.Module.compile
 
-    def forward():
-        hidden = x @ weight  # saves x
-        return (hidden.sigmoid() * hidden.view(4, 8)).sum()  # saves hidden under two names, and its sigmoid
+    def quick(module, options, **others):
+        given(module, options={**options, "flashmhf.inner": "eager"}, **others)
 
-    assert demo.saved_bytes(forward, owned=[weight, x]) == 2 * 4 * 8 * 4
-    assert demo.saved_bytes(forward, owned=[weight]) == 3 * 4 * 8 * 4
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read as Linux shows it")
-def test_cost_sees_memory_that_is_freed_again():
-    size = 64 * 2**20
-    with demo.Cost("cpu") as cost:
-        torch.ones(size // 4)
-    with demo.Cost("cpu") as nothing:
-        pass
-    assert cost.peak == pytest.approx(size, rel=0.1)
-    assert nothing.peak < size / 10
+    monkeypatch.setattr(torch.nn.Module, "compile", quick)
+    torch._dynamo.reset()
 
 
-def test_demo_reports_rewrites_losses_and_costs():
-    command = [sys.executable, "-m", "mhf_compile", "demo", "--layers", "1", "--steps", "2", "--tokens", "32"]
+@pytest.mark.parametrize(("whole", "rewrites"), [(False, [1]), (True, [2])])
+def test_one_graph_serves_all_blocks(no_inductor, whole, rewrites):
+    model = LanguageModel(TINY, FlashMHF)
+    tokens = torch.randint(8, (1, 4))
+    expected = model(tokens)
+    demo.compile_model(model, whole)
+    torch.testing.assert_close(model(tokens), expected)
+    assert [len(report.rewrites) for report in mhf_compile.last_reports()] == rewrites
+
+
+@pytest.mark.parametrize(("whole", "said"), [(False, "is 1, but 0 of 1 "), (True, "is 2, but 0 of 2 ")])
+def test_what_is_not_rewritten_makes_the_first_call_fail(no_inductor, whole, said):
+    model = LanguageModel(TINY, SwiGLU)
+    demo.compile_model(model, whole)
+    with pytest.raises(Exception, match=rf"flashmhf\.require {said}"):
+        model(torch.zeros(1, 4, dtype=torch.int64))
+
+
+def test_a_block_is_compiled_once_for_all():
+    command = [sys.executable, "-m", "mhf_compile", "demo", "--layers", "2", "--steps", "2", "--tokens", "32"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "1 of 1 feed-forward networks fused" in done.stdout
-    lines = {line.split("  ")[0]: line.split() for line in done.stdout.splitlines()}
+    out = done.stdout
+    assert "A block was compiled once, for 2 blocks; what was compiled:\n1 of 1 feed-forwards" in out
+    lines = {line.split("  ")[0]: line.split() for line in out.splitlines()}
     # The second loss follows an update, so gradients count too. An fp32 ulp of a loss near 5.5 is 4.8e-7.
     assert float(lines["largest difference"][-1]) < 8 * 4.8e-7
     ratio = float(lines["saved for the backward, MiB"][-1].removesuffix("x"))

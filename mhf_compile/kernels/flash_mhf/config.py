@@ -1,7 +1,7 @@
 """What the Triton kernels are launched with: pure functions of sizes, dtype and device, over tables.
 
 The tables are data: for each kernel, bytes of an element and columns that a program holds, the candidates
-that `python -m mhf_compile tune` measures. The first is the one used until then. benchmarks/static.py
+that `python -m mhf_compile tune` measures. The first is the one used until then. benchmarks/gpu/static.py
 compiles every one of them, without a GPU, and says what it takes.
 """
 

@@ -10,13 +10,13 @@ measured in one process, in rounds: each implementation once a round, another on
 
 import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from benchmarks.compiling import no_compiling
 from benchmarks.results import Spread, number_table, ratio, spread_table
 from benchmarks.settings import Settings
 from mhf_compile.commands.measure import Cost, in_fresh_process, progress
@@ -212,10 +212,3 @@ def rounds(
             took = ", ".join(f"{name} {seconds[name][-1]:.3f} s" for name in names)
             print(f"  {what}, round {number}/{repeats}: {took}", flush=True)
     return {name: times[1:] for name, times in seconds.items()}
-
-
-@contextmanager
-def no_compiling() -> Iterator[None]:
-    """Make it an error to compile."""
-    with torch.compiler.set_stance("fail_on_recompile"):
-        yield

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.plot gpu.json --out DIR`: pictures of what `python -m benchmarks.gpu` found out.
+"""`python -m benchmarks.gpu.plot gpu.json --out DIR`: pictures of what `python -m benchmarks.gpu` found out.
 
 Whatever a run did not get to is not drawn. Needs matplotlib, which `pip install -e '.[bench]'` brings.
 """
@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description="Draw a GPU run as PNGs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.plot", description="Draw a GPU run as PNGs."
+    )
     parser.add_argument("json", type=Path, help="what python -m benchmarks.gpu wrote")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where PNGs go; here")
     return parser
