@@ -1,6 +1,7 @@
-"""Plant faults in the reader, and print what finds each: ``python -m tests.mutation --count 300 --seed 0``.
+"""Plant faults in the reader, and print what finds each: ``python -m tests.mutation --count 300``.
 
-The exit status is 1 where a mutant's result is wrong, or nothing notices it that is not known to be equivalent.
+The exit status is 1 where the result of a mutant is wrong, and where nothing notices one, unless it is known
+to be equivalent.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 
 from tests.mutation.corpus import Graph, captured, programs
 from tests.mutation.equivalent import EQUIVALENT
-from tests.mutation.judge import PACKAGE, Known, differs, first_failure, judge, learn, modules, source
+from tests.mutation.judge import PACKAGE, Known, first_failure, judge, learn, modules, source, usable
 from tests.mutation.operators import Mutation, drawn, mutations
 
 VERDICTS = (
@@ -38,13 +39,13 @@ Task = Callable[[IO[str]], None]
 
 
 def forked(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[int, list[Any], int]]:
-    """Run each task in a process of its own: its number, what it wrote, lines of JSON, and its exit status."""
+    """Run each task in a process of its own: its number, the JSON that it wrote, and its exit status."""
     waiting = list(enumerate(tasks))[::-1]
     running: dict[int, tuple[int, IO[str]]] = {}
     while waiting or running:
         if waiting and len(running) < jobs:
             number, task = waiting.pop()
-            out = tempfile.TemporaryFile("w+")
+            out = tempfile.TemporaryFile("w+")  # noqa: SIM115
             sys.stdout.flush()
             if (process := os.fork()) == 0:
                 status = 1
@@ -72,10 +73,10 @@ def known(graphs: Sequence[Graph], jobs: int) -> list[tuple[Graph, Known]]:
         assert status == 0, "the package fails without a mutation"
         for entry, lines, seconds in said:
             usual = Known(entry, frozenset(map(tuple, lines)), seconds)
-            if differs(entry, entry)[0]:
-                print(f"left out, as without a mutation: {entry['name']}: {differs(entry, entry)}")
-            else:
+            if usable(entry):
                 found.append((named[entry["name"]], usual))
+            else:
+                print(f"left out, as it fails without a mutation: {entry}")
     return sorted(found, key=lambda one: one[1].seconds)
 
 

@@ -38,6 +38,9 @@ MEMORY = 8 << 30
 AFTER = 5
 """How many graphs are still looked at when a mutant is found out: for a wrong result, which is worse."""
 
+ROUNDING = 0.05
+"""The error of a graph that rounds to bfloat16."""
+
 LONGEST_SUM = 1000
 """Products that a result is a sum of, at most; each is off by half a unit in the last place."""
 
@@ -58,7 +61,7 @@ class Said(TypedDict):
 
 @dataclass(frozen=True)
 class Known:
-    """What the package does to a graph without a mutation, the lines that run for it, and the time it takes."""
+    """What the package does to a graph without a mutation, the lines that it runs, and the time it takes."""
 
     said: Said
     lines: frozenset[tuple[str, int]]
@@ -88,7 +91,8 @@ def plant(mutation: Mutation) -> None:
     assert not any(name.partition(".")[0] == PACKAGE for name in sys.modules), "too late"
     loader = importlib.machinery.SourceFileLoader
     original = loader.get_code
-    code = mutated(mutation, *source(mutation.module))
+    text, file = source(mutation.module)
+    code = compile(mutated(mutation, text), file, "exec")
 
     def get_code(self: Any, name: str) -> Any:
         return code if name == mutation.module else original(self, name)
@@ -142,8 +146,6 @@ def learn(graphs: Sequence[Graph], out: IO[str]) -> None:
 
     The first graph comes twice: what ran only the first time, as of the patterns, runs for any graph.
     """
-    import mhf_compile.backend
-
     files = {source(module)[1]: module for module in modules()}
     once: set[tuple[str, int]] | None = None
     for graph in (graphs[0], *graphs):
@@ -209,8 +211,14 @@ def judge(mutation: Mutation, graphs: Sequence[tuple[Graph, Known]], tests: bool
             write("found by a test", failed)
 
 
+def usable(said: Said) -> bool:
+    """Whether mutants can be judged by a graph: without a mutation the package handles it, but for rounding."""
+    proved = not any("proof failed" in entry[-1] for entry in said["report"])
+    return proved and not said["failure"] and max(said["value"], said["gradient"]) < ROUNDING
+
+
 def differs(said: Said, known: Said) -> tuple[str, str]:
-    """The verdict on a mutant by what the package does to a graph with and without it; "" where it is the same."""
+    """The verdict on a mutant by what the package does to a graph with it and without; "" of none."""
     eps = LONGEST_SUM * torch.finfo(torch.float64).eps
     for what in ("value", "gradient"):
         error = said[what]  # type: ignore[literal-required]

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from types import CodeType
 from typing import Any
 
 Way = tuple[tuple[str, int | None], ...]
@@ -87,8 +86,8 @@ def drawn(among: Sequence[Mutation], count: int, seed: int) -> list[Mutation]:
     return [*sorted(firsts, key=rank), *(m for m in ordered if m not in taken)][:count]
 
 
-def mutated(mutation: Mutation, source: str, file: str) -> CodeType:
-    """The code of a module with a mutation."""
+def mutated(mutation: Mutation, source: str) -> ast.Module:
+    """A module with a mutation."""
     tree = ast.parse(source)
     *way, (name, position) = mutation.path
     parent: Any = tree
@@ -97,7 +96,7 @@ def mutated(mutation: Mutation, source: str, file: str) -> CodeType:
     node = getattr(parent, name) if position is None else getattr(parent, name)[position]
     new = list(_variants(node, parent))[mutation.variant]
     _put(parent, name, position, new)
-    return compile(ast.fix_missing_locations(tree), file, "exec")
+    return ast.fix_missing_locations(tree)
 
 
 # -- where --------------------------------------------------------------------------------------------------
@@ -136,7 +135,7 @@ def _is_left(node: ast.AST, function: str) -> bool:
             return True
         case ast.Expr(ast.Constant()) | ast.Expr(ast.Call(ast.Attribute(ast.Name("log" | "logger")))):
             return True
-        case ast.If(ast.Name("TYPE_CHECKING")):
+        case ast.If(ast.Name("TYPE_CHECKING")) | ast.keyword("strict"):
             return True
         case ast.Assign([ast.Name(name)]) | ast.AnnAssign(ast.Name(name)):
             return not function and not name.isupper()
@@ -293,7 +292,10 @@ def _variants(node: ast.AST, parent: ast.AST) -> Iterator[ast.AST]:
             yield _with(node, keys=keys[:-1], values=values[:-1])
         case ast.Return() if not isinstance(parent, (ast.FunctionDef, ast.Lambda)):
             yield ast.Pass()
-        case ast.Expr() | ast.AugAssign() | ast.Raise() | ast.Continue() | ast.Break():
+        case ast.AugAssign(op=op):
+            yield _with(node, op=_ARITHMETIC[type(op)]())
+            yield ast.Pass()
+        case ast.Expr() | ast.Raise() | ast.Continue() | ast.Break():
             yield ast.Pass()
         case ast.Assign([ast.Attribute() | ast.Subscript()]):
             yield ast.Pass()
@@ -310,7 +312,7 @@ def _constants(value: object) -> Iterator[object]:
 
 
 def _calls(call: ast.Call) -> Iterator[ast.Call]:
-    """A call with two arguments in the other order, with one left out that has a name, of another function."""
+    """A call with two arguments swapped, without one that has a name, of another function."""
     ordered = not (isinstance(call.func, ast.Name) and call.func.id in ("isinstance", "getattr"))
     for number, (one, other) in enumerate(pairwise(call.args)):
         if ordered and not isinstance(one, ast.Starred) and not isinstance(other, ast.Starred):
