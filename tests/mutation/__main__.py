@@ -113,10 +113,7 @@ def main() -> int:
     )
     usual = known(graphs, options.jobs)
     print(f"{len(chosen)} of {len(among)} mutants, {len(usual)} graphs: {time.perf_counter() - start:.0f} s")
-    reached = [
-        [one for one in usual if not m.function or any((m.module, n) in one[1].lines for n in m.lines)]
-        for m in chosen
-    ]
+    reached = [[one for one in usual if not m.function or (m.module, m.line) in one[1].lines] for m in chosen]
     tasks = [
         lambda out, m=m, graphs=graphs: judge(m, graphs, not options.no_tests, out)
         for m, graphs in zip(chosen, reached, strict=True)

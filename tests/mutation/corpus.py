@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 TESTS = Path(__file__).parent.parent
 
-DRAWN = 40
+DRAWN = 24
 """How many right programs are drawn, and half as many that are subtly wrong."""
 
 

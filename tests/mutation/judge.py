@@ -5,6 +5,8 @@ All of it runs in a process of its own, in which ``mhf_compile`` is not yet impo
 
 from __future__ import annotations
 
+import ast
+import builtins
 import contextlib
 import importlib.machinery
 import json
@@ -15,7 +17,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypedDict
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor
 
 from tests.mutation.corpus import Graph, outcome
-from tests.mutation.operators import Mutation, mutated
+from tests.mutation.operators import Mutation, marked, mutated
 
 PACKAGE = "mhf_compile"
 ROOMS = ("notation", "reading", "matching")
@@ -86,19 +88,17 @@ def modules() -> list[str]:
 # -- in the process of a mutant -----------------------------------------------------------------------------
 
 
-def plant(mutation: Mutation) -> None:
-    """Have a module imported with a mutation, from now on."""
+def plant(changed: dict[str, ast.Module]) -> None:
+    """Have modules imported as they are changed, from now on."""
     assert not any(name.partition(".")[0] == PACKAGE for name in sys.modules), "too late"
     loader = importlib.machinery.SourceFileLoader
     original = loader.get_code
-    text, file = source(mutation.module)
-    code = compile(mutated(mutation, text), file, "exec")
+    codes = {name: compile(tree, source(name)[1], "exec") for name, tree in changed.items()}
 
     def get_code(self: Any, name: str) -> Any:
-        return code if name == mutation.module else original(self, name)
+        return codes[name] if name in codes else original(self, name)
 
     loader.get_code = get_code  # type: ignore[method-assign]
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
 
 
 def say(graph: Graph) -> Said:
@@ -146,38 +146,19 @@ def learn(graphs: Sequence[Graph], out: IO[str]) -> None:
 
     The first graph comes twice: what ran only the first time, as of the patterns, runs for any graph.
     """
-    files = {source(module)[1]: module for module in modules()}
-    once: set[tuple[str, int]] | None = None
-    for graph in (graphs[0], *graphs):
+    lines: set[tuple[str, int]] = set()
+    plant({module: marked(module, source(module)[0]) for module in modules()})
+    builtins.__ran__ = lambda *line: lines.add(line)  # type: ignore[attr-defined]
+    say(graphs[0])
+    once = lines.copy()
+    for graph in graphs:
+        lines.clear()
         start = time.perf_counter()
-        with _traced(files) as lines:
-            said = say(graph)
-        if once is None:
-            once = lines
-            continue
+        said = say(graph)
+        seconds = time.perf_counter() - start
         if graph is graphs[0]:
             once -= lines
-        seconds = time.perf_counter() - start
         print(json.dumps([said, sorted(lines | once), seconds]), file=out, flush=True)
-
-
-@contextlib.contextmanager
-def _traced(files: dict[str, str]) -> Iterator[set[tuple[str, int]]]:
-    """The lines of some files that run."""
-    lines: set[tuple[str, int]] = set()
-
-    def line(frame: Any, event: str, _: Any) -> Any:
-        lines.add((files[frame.f_code.co_filename], frame.f_lineno))
-        return line
-
-    def call(frame: Any, event: str, _: Any) -> Any:
-        return line(frame, event, _) if frame.f_code.co_filename in files else None
-
-    sys.settrace(call)
-    try:
-        yield lines
-    finally:
-        sys.settrace(None)
 
 
 def judge(mutation: Mutation, graphs: Sequence[tuple[Graph, Known]], tests: bool, out: IO[str]) -> None:
@@ -186,7 +167,8 @@ def judge(mutation: Mutation, graphs: Sequence[tuple[Graph, Known]], tests: bool
     Then, of one that nothing has found out, what the room's own tests say, if wanted.
     """
     logging.disable()
-    plant(mutation)
+    plant({mutation.module: mutated(mutation, source(mutation.module)[0])})
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     remaining = AFTER
 
     def write(verdict: str, by: str) -> None:
@@ -212,7 +194,7 @@ def judge(mutation: Mutation, graphs: Sequence[tuple[Graph, Known]], tests: bool
 
 
 def usable(said: Said) -> bool:
-    """Whether mutants can be judged by a graph: without a mutation the package handles it, but for rounding."""
+    """Whether a graph can judge: without a mutation nothing is wrong with it but rounding."""
     proved = not any("proof failed" in entry[-1] for entry in said["report"])
     return proved and not said["failure"] and max(said["value"], said["gradient"]) < ROUNDING
 

@@ -31,7 +31,7 @@ class Mutation:
     Attributes:
         module: the module's name.
         function: the innermost function, with the classes and functions it is in; "" outside of functions.
-        lines: the lines of which one runs where the change matters.
+        line: where the statement starts that it is in.
         before: what is changed, as text.
         after: what it becomes.
         path: where the node is.
@@ -41,7 +41,7 @@ class Mutation:
 
     module: str
     function: str
-    lines: range
+    line: int
     before: str
     after: str
     path: Way
@@ -55,9 +55,7 @@ class Mutation:
         return f"{self.module}:{self.function}: {self.before} -> {self.after}{again}"
 
     def __str__(self) -> str:
-        return (
-            f"{self.module.partition('.')[2]}:{self.lines[-1]} {self.function}: {self.before} -> {self.after}"
-        )
+        return f"{self.module.partition('.')[2]}:{self.line} {self.function}: {self.before} -> {self.after}"
 
 
 def mutations(module: str, source: str) -> list[Mutation]:
@@ -99,6 +97,24 @@ def mutated(mutation: Mutation, source: str) -> ast.Module:
     return ast.fix_missing_locations(tree)
 
 
+def marked(module: str, source: str) -> ast.Module:
+    """A module that tells each statement in a function that runs: ``__ran__`` of its name and a line."""
+    tree = ast.parse(source)
+
+    def mark(line: int) -> ast.stmt:
+        call = ast.Call(ast.Name("__ran__", ast.Load()), [ast.Constant(module), ast.Constant(line)], [])
+        return ast.Expr(call)
+
+    for node in ast.walk(tree):
+        for name in ("body", "orelse", "finalbody"):
+            statements = getattr(node, name, None)
+            if isinstance(statements, list) and not isinstance(node, (ast.Module, ast.ClassDef)):
+                marks = [s for statement in statements for s in (mark(statement.lineno), statement)]
+                own = [mark(node.lineno)] if isinstance(node, ast.FunctionDef) else []  # of its defaults
+                setattr(node, name, [*own, *marks])
+    return ast.fix_missing_locations(tree)
+
+
 # -- where --------------------------------------------------------------------------------------------------
 
 _NO_RESULT = ("annotation", "returns", "decorator_list", "type_comment", "type_params")
@@ -122,9 +138,7 @@ def _mutations(
             for number, new in enumerate(_variants(child, node)):
                 before, after = _texts(child, new, name, position, [*above, node])
                 if before != after and inside is not None:
-                    last = _last_line(child)
-                    lines = range(min(inside.lineno, last), last + 1)
-                    yield Mutation(module, within, lines, before, after, where, number)
+                    yield Mutation(module, within, inside.lineno, before, after, where, number)
             yield from _mutations(module, child, where, within, inside, [*above, node])
 
 
@@ -140,17 +154,6 @@ def _is_left(node: ast.AST, function: str) -> bool:
         case ast.Assign([ast.Name(name)]) | ast.AnnAssign(ast.Name(name)):
             return not function and not name.isupper()
     return isinstance(node, _WORDS)
-
-
-def _last_line(node: ast.AST) -> int:
-    """The last line that must run for a change of a node to matter: of a compound statement its head's."""
-    if isinstance(node, (ast.If, ast.While)):
-        return _last_line(node.test)
-    if isinstance(node, ast.Match):
-        return node.cases[-1].pattern.lineno
-    if isinstance(node, (ast.match_case, ast.comprehension)):
-        node = node.pattern if isinstance(node, ast.match_case) else node.iter
-    return int(getattr(node, "end_lineno", 0) or 0)
 
 
 def _texts(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
-from tests.mutation.operators import drawn, mutated, mutations
+from tests.mutation.operators import drawn, marked, mutated, mutations
 
 CHANGES = {
     "x == y": {"x != y"},
@@ -111,10 +112,19 @@ def test_where() -> None:
 
 def test_what_is_mutated_runs() -> None:
     (mutation,) = (m for m in mutations("module", MODULE) if m.after == "y * 3")
-    names: dict[str, type] = {}
+    names: dict[str, Any] = {}
     exec(compile(mutated(mutation, MODULE), "module.py", "exec"), names)
     assert names["A"]().f() == [6, 3]
-    assert mutation.lines == range(12, 13)
+    assert mutation.line == 12
+
+
+def test_what_runs_is_told() -> None:
+    lines: list[int] = []
+    names: dict[str, Any] = {"__ran__": lambda module, line: lines.append(line)}
+    exec(compile(marked("module", MODULE), "module.py", "exec"), names)
+    assert lines == []
+    assert names["A"]().f() == [4, 3]
+    assert lines == [9, 10, 11, 13, 11, 12]
 
 
 def test_each_function_is_drawn_first() -> None:
