@@ -6,6 +6,7 @@
 #   make test ARGS="-k notation -x"    a part of it
 #   make test JOBS=8                   in more processes than two
 #   make fuzz ARGS="--minutes 30"      the suite's properties, of fresh examples; --hours for longer
+#   make mutants ARGS="--count 300"   faults planted in the reader, and what finds each
 #   make lint | types | bench | clean
 #
 # PYTHON lists the interpreters to try for a new .venv. TORCH is what pip installs first: name another build here,
@@ -20,7 +21,7 @@ READY := .venv/ready
 BENCH_READY := .venv/bench-ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test fuzz lint types bench clean
+.PHONY: demo test fuzz mutants lint types bench clean
 
 demo: $(READY)
 	$(BIN)/python -m mhf_compile demo $(ARGS)
@@ -30,6 +31,9 @@ test: $(READY)
 
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+mutants: $(READY)
+	$(BIN)/python -m tests.mutation $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

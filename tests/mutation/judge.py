@@ -1,0 +1,240 @@
+"""What becomes of the graphs, and of a room's own tests, where the package is imported with a mutation.
+
+All of it runs in a process of its own, in which ``mhf_compile`` is not yet imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import contextlib
+import importlib.machinery
+import json
+import logging
+import os
+import re
+import resource
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from tests.mutation.corpus import Graph, outcome
+from tests.mutation.operators import Mutation, marked, mutated
+
+PACKAGE = "mhf_compile"
+ROOMS = ("notation", "reading", "matching")
+
+SECONDS = 20
+"""What a graph may take: a mutant that takes longer does not end."""
+TEST_SECONDS = 300
+MEMORY = 8 << 30
+"""Bytes that a mutant may take."""
+
+AFTER = 5
+"""How many graphs are still looked at when a mutant is found out: for a wrong result, which is worse."""
+
+ROUNDING = 0.05
+"""The error of a graph that rounds to bfloat16."""
+
+LONGEST_SUM = 1000
+"""Products that a result is a sum of, at most; each is off by half a unit in the last place."""
+
+
+_NUMBERED = re.compile(r"\b([a-z])\d+\b")
+"""A name of an axis, of which the number hangs on what was read before."""
+
+
+class Said(TypedDict):
+    """What the package does to a graph."""
+
+    name: str
+    report: list[list[str]]  # of rewrites, and of misses
+    value: float  # errors, relative
+    gradient: float
+    failure: str  # what was raised, in the analysis or in the rewritten graph
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the package does to a graph without a mutation, the lines that it runs, and the time it takes."""
+
+    said: Said
+    lines: frozenset[tuple[str, int]]
+    seconds: float
+
+
+def source(module: str) -> tuple[str, str]:
+    """The source of a module, and its file; the packages that it is in are not imported."""
+    base = Path(__file__).parents[2].joinpath(*module.split("."))
+    path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+    return path.read_text(), str(path)
+
+
+def modules() -> list[str]:
+    """The modules of the rooms."""
+    root = Path(__file__).parents[2]
+    paths = sorted(path for room in ROOMS for path in (root / PACKAGE / room).glob("**/*.py"))
+    names = [".".join(path.relative_to(root).with_suffix("").parts) for path in paths]
+    return [name.removesuffix(".__init__") for name in names]
+
+
+# -- in the process of a mutant -----------------------------------------------------------------------------
+
+
+def plant(changed: dict[str, ast.Module]) -> None:
+    """Have modules imported as they are changed, from now on."""
+    assert not any(name.partition(".")[0] == PACKAGE for name in sys.modules), "too late"
+    loader = importlib.machinery.SourceFileLoader
+    original = loader.get_code
+    codes = {name: compile(tree, source(name)[1], "exec") for name, tree in changed.items()}
+
+    def get_code(self: Any, name: str) -> Any:
+        return codes[name] if name in codes else original(self, name)
+
+    loader.get_code = get_code  # type: ignore[method-assign]
+
+
+def say(graph: Graph) -> Said:
+    """What the package does to a graph, and how far the rewritten graph is from the graph."""
+    import mhf_compile
+
+    said = Said(name=graph.name, report=[], value=0.0, gradient=0.0, failure="")
+    try:
+        options = {"strict": True, "dense": "always", **graph.options}
+        rewritten, report = mhf_compile.rewrite(graph.module, graph.inputs, **options)
+    except Exception as error:
+        return {**said, "failure": f"the analysis raises {type(error).__name__}"}
+    sizes = ("tokens", "heads", "kv_heads", "subnetworks", "head_dim", "width", "out_dim")
+    told = ("pattern", "source", *sizes, "dtype", "proof", "saved_bytes")
+    said["report"] = [[str(getattr(r, name)) for name in told] for r in report.rewrites]
+    said["report"] += [[miss.source, _NUMBERED.sub(r"\1", miss.reason)] for miss in report.misses]
+    if report.rewrites:
+        before = outcome(graph.module, graph.inputs)
+        try:
+            after = outcome(rewritten, graph.inputs)
+        except Exception as error:
+            return {
+                **said,
+                "value": float("inf"),
+                "failure": f"the rewritten graph raises {type(error).__name__}",
+            }
+        said["value"], said["gradient"] = map(_error, after, before)
+    return said
+
+
+def _error(found: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> float:
+    """The largest error, relative to the norm of what is expected; infinite where only one has a value."""
+    errors = [0.0 if len(found) == len(expected) else float("inf")]
+    for a, b in zip(found, expected, strict=False):
+        if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
+            errors.append(0.0 if a is b is None else float("inf"))
+        elif not torch.equal(a, b):
+            error = float((a.double() - b.double()).norm() / b.double().norm())
+            errors.append(error if error == error else float("inf"))
+    return max(errors)
+
+
+def learn(graphs: Sequence[Graph], out: IO[str]) -> None:
+    """Write what the package does to graphs without a mutation, a line of JSON each, with the lines that run.
+
+    The first graph comes twice: what ran only the first time, as of the patterns, runs for any graph.
+    """
+    lines: set[tuple[str, int]] = set()
+    plant({module: marked(module, source(module)[0]) for module in modules()})
+    builtins.__ran__ = lambda *line: lines.add(line)  # type: ignore[attr-defined]
+    say(graphs[0])
+    once = lines.copy()
+    for graph in graphs:
+        lines.clear()
+        start = time.perf_counter()
+        said = say(graph)
+        seconds = time.perf_counter() - start
+        if graph is graphs[0]:
+            once -= lines
+        print(json.dumps([said, sorted(lines | once), seconds]), file=out, flush=True)
+
+
+def judge(mutation: Mutation, graphs: Sequence[tuple[Graph, Known]], tests: bool, out: IO[str]) -> None:
+    """Write how a mutant differs on graphs, a line of JSON each: a verdict and what it is by.
+
+    Then, of one that nothing has found out, what the room's own tests say, if wanted.
+    """
+    logging.disable()
+    plant({mutation.module: mutated(mutation, source(mutation.module)[0])})
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    remaining = AFTER
+
+    def write(verdict: str, by: str) -> None:
+        print(json.dumps([verdict, by]), file=out, flush=True)
+
+    for graph, known in graphs:
+        signal.alarm(SECONDS)
+        said = say(graph)
+        verdict, by = differs(said, known.said)
+        if verdict:
+            write(verdict, f"{graph.name}: {by}")
+        if verdict in ("wrong value", "wrong gradient"):
+            return
+        remaining -= bool(verdict) or remaining < AFTER
+        if remaining < 0:
+            return
+    if tests and remaining == AFTER:
+        logging.disable(logging.NOTSET)
+        signal.alarm(TEST_SECONDS)
+        failed = first_failure([f"tests/{mutation.module.split('.')[1]}"])
+        if failed:
+            write("found by a test", failed)
+
+
+def usable(said: Said) -> bool:
+    """Whether a graph can judge: without a mutation nothing is wrong with it but rounding."""
+    proved = not any("proof failed" in entry[-1] for entry in said["report"])
+    return proved and not said["failure"] and max(said["value"], said["gradient"]) < ROUNDING
+
+
+def differs(said: Said, known: Said) -> tuple[str, str]:
+    """The verdict on a mutant by what the package does to a graph with it and without; "" of none."""
+    eps = LONGEST_SUM * torch.finfo(torch.float64).eps
+    for what in ("value", "gradient"):
+        error = said[what]  # type: ignore[literal-required]
+        if error > eps + 10 * known[what]:  # type: ignore[literal-required]
+            return f"wrong {what}", said["failure"] or f"an error of {error:.1e}"
+    refused = [entry[-1] for entry in said["report"] if "proof failed" in entry[-1]]
+    if refused:
+        return "refused by the proof", refused[0]
+    if said["failure"]:
+        return "found by a test", said["failure"]
+    if said["report"] != known["report"]:
+        new = [entry for entry in said["report"] if entry not in known["report"]]
+        return "found by a test", f"says {new[0][-1] if new and len(new[0]) == 2 else new[:1] or 'less'}"
+    return "", ""
+
+
+class _First:
+    """A plugin of pytest that notes the first failure."""
+
+    failed = ""
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed and not self.failed:
+            self.failed = report.nodeid
+
+    def pytest_collectreport(self, report: Any) -> None:
+        self.pytest_runtest_logreport(report)
+
+
+def first_failure(tests: Sequence[str]) -> str:
+    """The first of some tests that fails, "" where none does."""
+    import pytest
+
+    first = _First()
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests], [first])
+    return first.failed
