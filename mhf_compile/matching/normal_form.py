@@ -55,12 +55,12 @@ def normal_form(
         first = activations.alike.first[value]
         return first if reader.fitness(first) >= reader.fitness(value) else value
 
-    read = [notation.pinned(reader.resolve(term)) for term in reader.expand(start, step)]
-    scored = [_with_scores(reader.resolve(term), reader) for term in read]
-    terms = [notation.renamed(reader.resolve(term), same) for term in scored]
-    folded = fold(terms, reader.splits)
-    index = tuple(reader.current(i) for i in start.index)
-    return index, [_hoisted(_counted(reader.resolve(term))) for term in folded]
+    read = [notation.pinned(reader.axes.resolve(term)) for term in reader.expand(start, step)]
+    scored = [_with_scores(reader.axes.resolve(term), reader) for term in read]
+    terms, cuts = fold([notation.renamed(reader.axes.resolve(term), same) for term in scored])
+    reader.axes.adopt(cuts)
+    index = tuple(reader.axes.current(i) for i in start.index)
+    return index, [_hoisted(_counted(reader.axes.resolve(term))) for term in terms]
 
 
 def _operand(leaf: Leaf, reader: Reader) -> Leaf | list[Term]:
@@ -130,7 +130,7 @@ def _score(leaf: Leaf, reader: Reader) -> list[Term]:
             if terms is not None and further is not None:
                 for term in terms:
                     entries = [f for f in term.factors if isinstance(f, Leaf)]
-                    axes = [{a for i in f.index for a in reader.current(i).axes} for f in entries]
+                    axes = [{a for i in f.index for a in reader.axes.current(i).axes} for f in entries]
                     widest = set().union(*axes)
                     if rule.kind == "linear" and widest in axes:
                         narrow.update(f for f, own in zip(entries, axes, strict=True) if own != widest)
@@ -140,13 +140,15 @@ def _score(leaf: Leaf, reader: Reader) -> list[Term]:
             found = scaled
         return found if isinstance(found, Leaf) else (found, "operand")
 
-    terms = [reader.resolve(term) for term in reader.expand(leaf, step)]
+    terms = [reader.axes.resolve(term) for term in reader.expand(leaf, step)]
     for operand in (leaf for term in terms for leaf in notation.leaves(term.factors)):
         if any(not set(term.bound).isdisjoint(operand.axes) for term in terms):
             continue  # randomness in an operand of the product is outside
         if isinstance(operand.value, Value) and operand.value.op is not None and operand.value.op.random:
             raise randomness(operand.value.op, operand.value)
-    return [reader.resolve(term) for term in fold(terms, reader.splits)]
+    terms, cuts = fold(terms)
+    reader.axes.adopt(cuts)
+    return [reader.axes.resolve(term) for term in terms]
 
 
 def _scaled(leaf: Leaf, reader: Reader) -> list[Term] | None:

@@ -49,6 +49,8 @@ class Match:
     addends: tuple[Term, ...]
     term: Term
     visited: Mapping[Value, tuple[Index, ...]]
+    pieced: frozenset[Axis]
+    """The axes that are put together from pieces whose sizes are numbers in the program."""
     hints: Mapping[sympy.Symbol, int]
     """A value of each symbolic size that satisfies every guard."""
     alike: Alike
@@ -436,7 +438,7 @@ class _Search:
                 f"the activation is {unification.activation}, none that the op knows",
                 advice=f"the op knows {', '.join(sorted(pattern.activations))}",
             )
-        visited = {value: tuple(reader.current(i) for i in at) for value, at in reader.visited.items()}
+        visited = {value: tuple(reader.axes.current(i) for i in at) for value, at in reader.visited.items()}
         return Match(
             pattern,
             scope,
@@ -447,6 +449,7 @@ class _Search:
             addends,
             gated[0],
             visited,
+            frozenset(reader.axes.pieced),
             self.tape.hints,
             alike,
         )

@@ -263,7 +263,8 @@ def _step(reader: Reader, leaf: Leaf, depth: int) -> list[Term] | None:
 def _same_entry(reader: Reader, alike: Alike, a: Leaf, b: Leaf) -> bool:
     """Whether two leaves are the same entry of values that are computed alike."""
     assert isinstance(a.value, Value) and isinstance(b.value, Value)
-    return alike(a.value, b.value) and [*map(reader.current, a.index)] == [*map(reader.current, b.index)]
+    current = reader.axes.current
+    return alike(a.value, b.value) and [*map(current, a.index)] == [*map(current, b.index)]
 
 
 def _expression(
@@ -305,7 +306,7 @@ def _canonical(reader: Reader, leaf: Leaf) -> Leaf:
                 leaf = below
             case _:
                 break
-    return Leaf(leaf.value, tuple(reader.current(i) for i in leaf.index))
+    return Leaf(leaf.value, tuple(reader.axes.current(i) for i in leaf.index))
 
 
 def _operand(reader: Reader, factor: Factor) -> Factor | None:

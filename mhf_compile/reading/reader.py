@@ -7,14 +7,14 @@ to keep; ``operand`` follows an entry through rearrangements only.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain, pairwise
+from itertools import chain
 
 import torch
 
 from mhf_compile import notation
-from mhf_compile.notation import Axis, Delta, Factor, Func, Index, Leaf, Size, Tensor, Term, Unreadable
+from mhf_compile.notation import Axes, Axis, Delta, Factor, Func, Index, Leaf, Tensor, Term, Unreadable
 from mhf_compile.notation.fold import fold
 from mhf_compile.reading.rules import RULES, Indices, Rule, multiply
 from mhf_compile.tape.tape import Op, Value
@@ -50,7 +50,7 @@ def _stops_gradient(value: Value, op: Op, grad: bool) -> bool:
 
 
 class Reader:
-    """Reads the values of one tape; keeps which values it read, at which index, and which axes it split."""
+    """Reads the values of one tape; keeps which values it read, at which index, and their axes."""
 
     def __init__(
         self,
@@ -61,56 +61,10 @@ class Reader:
         self.grad = grad
         self.sealed = sealed
         self.fitness = fitness
-        self.splits: dict[Axis, Index] = {}
+        self.axes = Axes()
         self.visited: dict[Value, Indices] = {}
         self.wholes: dict[Value, _Whole | None] = {}
         self.passed: dict[Leaf, list[Leaf]] = {}  # the pieces between an entry of a join and what it is of
-
-    # -- axes
-
-    def split(self, axis: Axis, low: Size) -> Index:
-        """Cut an axis into two digits, everywhere."""
-        high = notation.quotient(axis.size, low)
-        assert high is not None
-        digits = ((low, Axis(high, pieced=axis.pieced)), (1, Axis(low, pieced=axis.pieced)))
-        self.splits[axis] = Index(0, digits)
-        return self.splits[axis]
-
-    def current(self, index: Index) -> Index:
-        """An index in terms of the axes as they are split by now."""
-        if not self.splits:
-            return index
-        while any(axis in self.splits for axis in index.axes):
-            index = index.substitute(self.splits)
-        return index
-
-    def resolve(self, term: Term) -> Term:
-        """A term in terms of the axes as they are split by now."""
-        if not self.splits:
-            return term
-        return notation.substitute(term, {axis: self.current(Index.over(axis)) for axis in self.splits})
-
-    def divide(self, index: Index, size: Size) -> tuple[Index, Index]:
-        """(high, low) of an index, as ``notation.divide``, splitting axes everywhere."""
-        return notation.divide(index, size, self.split)
-
-    def reshape(self, index: Indices, shape: Sequence[Size], target: Sequence[Size]) -> Indices:
-        """The same row-major position in another shape, by runs of dimensions that have as many entries."""
-        kept = [position for position, size in zip(index, shape, strict=True) if size != 1]
-        shape = [size for size in shape if size != 1]
-        goal = [size for size in target if size != 1]
-        ends = {count: j for j, count in enumerate(accumulate(goal, notation.times), 1) if count != 0}
-        cuts = [(i, ends[n]) for i, n in enumerate(accumulate(shape, notation.times), 1) if n in ends]
-        whole = len(shape), len(goal)
-        moved: list[Index] = []
-        for (i, j), (last, end) in pairwise([(0, 0), *(cut for cut in cuts if cut != whole), whole]):
-            if last == i + 1 and end == j + 1:
-                moved.append(kept[i])
-            elif end > j:
-                flat = notation.flatten(kept[i:last], shape[i:last])
-                moved += notation.unflatten(flat, goal[j:end], self.split)
-        remaining = iter(moved)
-        return tuple(Index() if size == 1 else next(remaining) for size in target)
 
     # -- rules
 
@@ -134,13 +88,13 @@ class Reader:
         rule = self.rule(value)
         if rule is None or value.op is None:
             return None
-        index = tuple(self.current(i) for i in leaf.index)
+        index = tuple(self.axes.current(i) for i in leaf.index)
         if rule.kind == "join" and (whole := self._whole(value, value.op, rule)) is not None:
             with contextlib.suppress(Unreadable):
                 entry, *self.passed[leaf] = self._at(whole, index)
                 return [Term(factors=(entry,))]
         try:
-            return rule.read(value.op, value.output, index, self)
+            return rule.read(value.op, value.output, index, self.axes)
         except (Unreadable, LookupError):
             return None
 
@@ -162,7 +116,7 @@ class Reader:
                 return None
             entry = _same_entry(terms)
             if entry is None:
-                return Leaf(found.value, tuple(self.current(i) for i in found.index))
+                return Leaf(found.value, tuple(self.axes.current(i) for i in found.index))
             path.append(leaf)
             leaf = entry
             assert isinstance(leaf.value, Value)
@@ -186,7 +140,7 @@ class Reader:
         if value not in self.wholes:
             index, self.wholes[value] = entry_axes(value), None
             with contextlib.suppress(Unreadable, LookupError):
-                self.wholes[value] = self._made_up(index, rule.read(op, value.output, index, self))
+                self.wholes[value] = self._made_up(index, rule.read(op, value.output, index, self.axes))
         return self.wholes[value]
 
     def _made_up(self, index: Indices, terms: list[Term]) -> _Whole | None:
@@ -208,35 +162,35 @@ class Reader:
         if common is None:
             return None
         read = [replace(t, factors=tuple(map(below, t.factors))) for t in terms]
-        splits = dict(self.splits)
-        entry = _same_entry(fold([self.resolve(t) for t in read], splits))
+        terms, cuts = fold([self.axes.resolve(t) for t in read])
+        entry = _same_entry(terms)
         if entry is None or entry.value is not common:
             return None
-        self.splits.update(splits)
+        self.axes.adopt(cuts)
         return _Whole(index, entry, passed)
 
     def _at(self, whole: _Whole, index: Indices) -> list[Leaf]:
-        """The entry of a whole, and of what was passed, at another index; its axes may be pieced then.
+        """The entry of a whole, and of what was passed, at another index; its axes are pieced then.
 
         Raises Unreadable.
         """
         at: dict[Axis, Index] = {}
 
         def place(axis: Axis, index: Index) -> None:
-            if axis not in self.splits:
+            cut = self.axes.cuts.get(axis)
+            if cut is None:
                 at[axis] = index
-            for stride, digit in self.splits[axis].digits if axis in self.splits else ():
-                high, index = self.divide(index, stride)
+            for stride, digit in cut.digits if cut is not None else ():
+                high, index = self.axes.divide(index, stride)
                 place(digit, high)
 
         for own, other in zip(whole.index, index, strict=True):
             for axis in own.axes:
                 place(axis, other)
-            if any(axis.pieced for axis in self.current(own).axes):
-                for axis in self.current(other).axes:
-                    axis.pieced = True
+            if not self.axes.pieced.isdisjoint(self.axes.current(own).axes):
+                self.axes.pieced.update(self.axes.current(other).axes)
         return [
-            Leaf(leaf.value, tuple(self.current(i).substitute(at) for i in leaf.index))
+            Leaf(leaf.value, tuple(self.axes.current(i).substitute(at) for i in leaf.index))
             for leaf in (whole.entry, *whole.passed)
         ]
 
@@ -360,7 +314,7 @@ def read(value: Value, index: Indices | None = None, reader: Reader | None = Non
         replace(t, factors=tuple(inside(f) for f in t.factors))
         for t in reader.expand(Leaf(value, index), step)
     ]
-    return [reader.resolve(term) for term in terms]
+    return [reader.axes.resolve(term) for term in terms]
 
 
 def entry_axes(value: Value) -> Indices:

@@ -10,16 +10,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from mhf_compile import notation
-from mhf_compile.notation import Axis, Delta, Func, Index, Leaf, Size, Term, Unreadable
+from mhf_compile.notation import Axes, Axis, Delta, Func, Index, Leaf, Size, Term, Unreadable
 from mhf_compile.tape.tape import Op, Value
-
-if TYPE_CHECKING:
-    from mhf_compile.reading.reader import Reader
 
 Indices = tuple[Index, ...]
 
@@ -74,11 +71,11 @@ def multiply(*terms: Term) -> Term:
     return Term(coefficient, sum((t.factors for t in terms), ()), sum((t.bound for t in terms), ()))
 
 
-# -- rules: (operation, which output, which entry, reader) -> terms -----------------------------------------
+# -- rules: (operation, which output, which entry, the axes) -> terms ---------------------------------------
 
 
-def _view(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
-    return [Term(factors=(Leaf(op.args[0], reader.reshape(index, op.outputs[0].shape, op.args[0].shape)),))]
+def _view(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
+    return [Term(factors=(Leaf(op.args[0], axes.reshape(index, op.outputs[0].shape, op.args[0].shape)),))]
 
 
 def permutation(op: Op) -> list[int]:
@@ -93,23 +90,23 @@ def permutation(op: Op) -> list[int]:
     return dims
 
 
-def _permute(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _permute(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     placed = dict(zip(permutation(op), index, strict=True))
     return [Term(factors=(Leaf(op.args[0], tuple(placed[d] for d in range(len(index)))),))]
 
 
-def _broadcast(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _broadcast(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     return [Term(factors=(_entry(op.args[0], index),))]
 
 
-def _repeat(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _repeat(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     source = op.args[0]
     index = index[len(index) - source.rank :]
-    lows = (reader.divide(i, size)[1] for i, size in zip(index, source.shape, strict=True))
+    lows = (axes.divide(i, size)[1] for i, size in zip(index, source.shape, strict=True))
     return [Term(factors=(Leaf(source, tuple(lows)),))]
 
 
-def _select(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _select(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     source, dim, start, stride, kept = slicing(op, out)
     if not kept:
         index = (*index[:dim], Index(), *index[dim:])
@@ -142,7 +139,7 @@ def slicing(op: Op, out: int) -> tuple[Value, int, int, int, bool]:
     return source, dim, start, step, kept
 
 
-def _matmul(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _matmul(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     """mm, bmm, mv, and addmm, baddbmm: beta * bias + alpha * a @ b."""
     *bias, a, b = op.args
     axis = Axis(a.shape[-1])
@@ -157,7 +154,7 @@ def _matmul(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
     return [_factor(term, index, beta) for term in bias if beta] + terms
 
 
-def _convolution(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _convolution(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     """A convolution of kernel 1, which is a product of channels, in each of its groups."""
     source, weight, bias, stride, padding, _, transposed, _, groups = op.args
     if transposed or {1, *weight.shape[2:], *stride} != {1} or {0, *padding} != {0}:
@@ -165,7 +162,7 @@ def _convolution(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]
     batch, channel, *places = index
     axis = Axis(weight.shape[1])
     inner = Index.over(axis) if axis.size != 1 else Index()
-    group, _ = reader.divide(channel, notation.size_of(weight.shape[0] // groups))
+    group, _ = axes.divide(channel, notation.size_of(weight.shape[0] // groups))
     own = notation.flatten((group, inner), (groups, axis.size))
     factors = (
         Leaf(source, (batch, own, *places)),
@@ -175,7 +172,7 @@ def _convolution(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]
     return [*terms, Term(factors=(Leaf(bias, (channel,)),))] if bias is not None else terms
 
 
-def _pow(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _pow(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     """A small whole power: a product."""
     base, exponent = op.args
     if not isinstance(base, Value) or exponent not in POWERS:
@@ -187,11 +184,11 @@ POWERS = (1, 2, 3, 4)
 """The powers that are read as products."""
 
 
-def _mul(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _mul(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     return [multiply(_factor(op.args[0], index), _factor(op.args[1], index))]
 
 
-def _div(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _div(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     if op.kwargs.get("rounding_mode") is not None:
         raise Unreadable("a division that rounds")
     above, below = op.args
@@ -200,7 +197,7 @@ def _div(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
     return [multiply(_factor(above, index), Term(factors=(Func("reciprocal", _entry(below, index)),)))]
 
 
-def _add(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _add(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     """add, sub and rsub."""
     alpha = scalar(op.kwargs.get("alpha", op.args[2] if len(op.args) > 2 else 1))
     signs = {"add": (Fraction(1), alpha), "sub": (Fraction(1), -alpha), "rsub": (-alpha, Fraction(1))}[
@@ -209,17 +206,17 @@ def _add(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
     return [_factor(a, index, sign) for a, sign in zip(op.args, signs, strict=False)]
 
 
-def _addcmul(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _addcmul(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     value = scalar(op.kwargs.get("value", 1))
     product = multiply(_factor(op.args[1], index, value), _factor(op.args[2], index))
     return [_factor(op.args[0], index), product]
 
 
-def _neg(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _neg(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     return [_factor(op.args[0], index, Fraction(-1))]
 
 
-def _sum(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _sum(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     """Sum and mean, over some dimensions or all."""
     source = op.args[0]
     dims = op.args[1] if len(op.args) > 1 and op.args[1] else tuple(range(source.rank))
@@ -241,7 +238,7 @@ def _sum(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
     return [Term(coefficient, (Leaf(source, tuple(inner)),), tuple(bound))]
 
 
-def _cat(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _cat(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     """Cat and stack: a sum over the pieces, each where the index is in it."""
     pieces: tuple[Value, ...] = tuple(piece for piece in op.args[0] if 0 not in piece.shape) or op.args[0]
     dim = _dim(op.args[1] if len(op.args) > 1 else 0, op.outputs[0].rank)
@@ -258,7 +255,7 @@ def _cat(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
         start = notation.size_of(start + size)
     if len(set(sizes)) != 1:
         return _uneven(pieces, dim, index)
-    high, low = reader.divide(here, sizes[0])
+    high, low = axes.divide(here, sizes[0])
     inner = () if stacked else (low,)
     terms = []
     for number, piece in enumerate(pieces):
@@ -294,11 +291,11 @@ def _uneven(pieces: tuple[Value, ...], dim: int, index: Indices) -> list[Term]:
     return terms
 
 
-def _copy(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _copy(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     return [Term(factors=(_entry(op.args[1], index),))]
 
 
-def _scatter_view(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _scatter_view(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     """A tensor after a write through one of its views: a sum over the pieces of its dimension."""
     before, written, view, output = op.args
     if view.name in ("permute", "t", "transpose"):
@@ -306,7 +303,7 @@ def _scatter_view(op: Op, out: int, index: Indices, reader: Reader) -> list[Term
     if view.name == "detach" and (before.requires_grad or written.requires_grad):
         raise Unreadable("a write that autograd does not follow")
     if view.name in ("view", "_unsafe_view", "unsqueeze", "squeeze", "alias", "detach"):
-        return [Term(factors=(Leaf(written, reader.reshape(index, before.shape, written.shape)),))]
+        return [Term(factors=(Leaf(written, axes.reshape(index, before.shape, written.shape)),))]
     if view.name not in ("select", "slice", "split", "split_with_sizes", "unbind"):
         raise Unreadable(f"a write through {view.name}")
     _, dim, start, step, kept = slicing(view, output)
@@ -317,7 +314,7 @@ def _scatter_view(op: Op, out: int, index: Indices, reader: Reader) -> list[Term
         return [Term(factors=(Leaf(before, index),))]
     if step != 1 or not isinstance(size, int) or start % size:
         raise Unreadable("a write to a part of a dimension")
-    high, low = reader.divide(index[dim], size)
+    high, low = axes.divide(index[dim], size)
     pieces = notation.quotient(before.shape[dim], size)
     if not isinstance(pieces, int) or pieces > PIECE_LIMIT:
         raise Unreadable("a write to one of many pieces")
@@ -332,11 +329,11 @@ def _scatter_view(op: Op, out: int, index: Indices, reader: Reader) -> list[Term
     return terms
 
 
-def _zero(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _zero(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     return []
 
 
-def _full(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _full(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     """ones, full and fill: a constant, or a tensor of no dimensions."""
     return [_factor(filling(op), ())]
 
@@ -357,13 +354,13 @@ def function_name(op: Op) -> str:
     return f"{op.name}({given})" if given and op.name != "gelu" else op.name
 
 
-def _function(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _function(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     if any(isinstance(argument, Value) for argument in op.args[1:]):
         raise Unreadable(f"{op.name} of several tensors")
     return [Term(factors=(Func(function_name(op), _entry(op.args[0], index)),))]
 
 
-def _glu(op: Op, out: int, index: Indices, reader: Reader) -> list[Term]:
+def _glu(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     """``a * sigmoid(b)`` of the two halves of a dimension."""
     source = op.args[0]
     dim = _dim(op.args[1] if len(op.args) > 1 else -1, source.rank)
@@ -430,7 +427,7 @@ class Rule:
     of its arguments and has none.
     """
 
-    read: Callable[[Op, int, Indices, Reader], list[Term]]
+    read: Callable[[Op, int, Indices, Axes], list[Term]]
     kind: str
     products: Callable[[Op], list[list[Value]]] | None = None
 

@@ -412,7 +412,8 @@ def _sizes(match: Match) -> tuple[dict[Axis, int], int | None]:
         if not i.covers(size)
         for axis in i.axes
     }
-    few = {axis: FEW if axis is tokens[-1] else 2 for axis in tokens if axis not in parts and not axis.pieced}
+    parts |= match.pieced
+    few = {axis: FEW if axis is tokens[-1] else 2 for axis in tokens if axis not in parts}
     reduced = {axis: min(size, notation.known(axis.size, hints)) for axis, size in few.items()}
     return reduced, math.prod(reduced.get(axis, notation.known(axis.size, hints)) for axis in tokens)
 
