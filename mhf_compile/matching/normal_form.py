@@ -11,6 +11,7 @@ from mhf_compile.notation import Factor, Func, Index, Leaf, Tensor, Term
 from mhf_compile.notation.fold import fold
 from mhf_compile.reading.activations import Activations
 from mhf_compile.reading.reader import Reader, entry_axes
+from mhf_compile.reading.rules import ALGEBRA, Kind
 from mhf_compile.tape.tape import Value
 
 
@@ -116,15 +117,13 @@ def _score(leaf: Leaf, reader: Reader) -> list[Term]:
         rule = reader.rule(value) if isinstance(value, Value) and leaf not in narrow else None
         if rule is not None and phase != "operand" and isinstance(value, Value) and value.op is not None:
             further = None
-            if rule.kind in ("move", "join"):
-                further = phase
-            elif rule.kind == "sum":
+            if rule.kind is Kind.SUM:
                 further = "summed" if phase != "summed" else None
-            elif rule.kind == "product":
+            elif rule.kind is Kind.CONTRACT:
                 further = "operand" if phase != "summed" else None
-            elif rule.kind == "linear":
-                further = "operand" if phase == "summed" and value.op.name == "mul" else phase
-            elif rule.kind == "constant":
+            elif rule.kind is Kind.MULTIPLY and phase == "summed":
+                further = "operand"
+            elif rule.kind is not Kind.FUNCTION:
                 further = phase
             terms = _terms(reader, leaf) if further is not None else None
             if terms is not None and further is not None:
@@ -132,7 +131,7 @@ def _score(leaf: Leaf, reader: Reader) -> list[Term]:
                     entries = [f for f in term.factors if isinstance(f, Leaf)]
                     axes = [{a for i in f.index for a in reader.axes.current(i).axes} for f in entries]
                     widest = set().union(*axes)
-                    if rule.kind == "linear" and widest in axes:
+                    if rule.kind in ALGEBRA and widest in axes:
                         narrow.update(f for f, own in zip(entries, axes, strict=True) if own != widest)
                 return terms, further
         found = _operand(leaf, reader)
@@ -157,9 +156,12 @@ def _scaled(leaf: Leaf, reader: Reader) -> list[Term] | None:
     A sealed value, which may be the root of another match, stays whole.
     """
     value = leaf.value
-    if not isinstance(value, Value) or value.op is None or value.op.name not in ("mul", "div", "neg"):
+    rule = reader.rule(value) if isinstance(value, Value) else None
+    if not isinstance(value, Value) or value.op is None or reader.sealed(value):
         return None
-    match _terms(reader, leaf) if reader.rule(value) and not reader.sealed(value) else None:
+    if rule is None or rule.kind not in ALGEBRA or len(value.op.inputs) != 1:
+        return None
+    match _terms(reader, leaf):
         case [Term(_, (Leaf(Value() as inner, _),), ())] as terms if reader.fitness(inner) >= reader.fitness(
             value
         ):

@@ -27,6 +27,7 @@ from mhf_compile.patterns import PATTERNS, Pattern
 from mhf_compile.reading.activations import Activations
 from mhf_compile.reading.numbering import Alike
 from mhf_compile.reading.reader import Reader, entry_axes
+from mhf_compile.reading.rules import Kind
 from mhf_compile.tape.recorder import record_function
 from mhf_compile.tape.tape import Op, Scope, Tape, Value
 
@@ -223,7 +224,7 @@ class _Search:
         rule = reader.rule(value)
         if rule is None or rule.products is None:
             return self._stop(reaching, not_linear(op, value))
-        if rule.kind == "join" or (rule.kind == "move" and not self.joined.isdisjoint(reaching)):
+        if rule.kind is Kind.JOIN or (rule.kind is Kind.MOVE and not self.joined.isdisjoint(reaching)):
             shown = reader.operand(Leaf(value, entry_axes(value)))
             if shown is None or (shown.value is not value and shown.value not in self.carried):
                 return  # a part that the activation is not in
@@ -241,9 +242,9 @@ class _Search:
                     self.summed[self._sum(self.carried[factors[0]])] = self._sum(carried)
                 carried |= self.carried[factors[0]]
                 depth = max(depth, self.depth[factors[0]])
-            elif rule.kind not in ("product", "sum", "join") and not _is_zero(product, reader):
+            elif rule.kind not in (Kind.CONTRACT, Kind.SUM, Kind.JOIN) and not _is_zero(product, reader):
                 return self._stop(reaching, NoMatch("something else is added to it", value))
-        depth += rule.kind in ("product", "sum")
+        depth += rule.kind in (Kind.CONTRACT, Kind.SUM)
         if carried and depth <= CONTRACTIONS:
             self.carried[value], self.depth[value] = carried, depth
             self.sealed.add(value)
@@ -359,9 +360,9 @@ class _Search:
             rule = reader.rule(value)
             if rule is None or rule.products is None:
                 break
-            if rule.kind == "move":
+            if rule.kind is Kind.MOVE:
                 value = next(v for v in itertools.chain(*rule.products(value.op)) if v in self.carried)
-            elif rule.kind == "join":
+            elif rule.kind is Kind.JOIN:
                 whole = reader.operand(Leaf(value, entry_axes(value)))
                 if whole is None or whole.value is value or whole.value not in self.carried:
                     break
@@ -377,7 +378,7 @@ class _Search:
         if value.op is None or value.op.scope is None or value.op.scope.inside:
             return False
         moved = (o for user in value.users for o in user.outputs if o in self.carried)
-        if any((rule := Reader().rule(o)) is not None and rule.kind == "move" for o in moved):
+        if any((rule := Reader().rule(o)) is not None and rule.kind is Kind.MOVE for o in moved):
             return False
         return self.tape.is_inside(value, value.op.scope, value.time)
 

@@ -29,17 +29,11 @@ from mhf_compile.reading.expression import (
 )
 from mhf_compile.reading.numbering import Alike
 from mhf_compile.reading.reader import DTYPES, Reader, entry_axes
-from mhf_compile.reading.rules import RULES, Rule
+from mhf_compile.reading.rules import ALGEBRA, ELEMENTWISE, PARTS, RULES, Kind, Rule
 from mhf_compile.tape.tape import Op, Tape, Value
-
-_PARTS = frozenset(["exp", "erf", "erfc", "reciprocal", "abs", "log", "sqrt", "rsqrt", "sin", "cos"])
-"""Functions that are parts of activations, or of norms, but none themselves."""
 
 FINAL = frozenset(["silu", "gelu", "gelu_tanh", "relu_squared", "identity"])
 """Activations that are no part of another one."""
-
-ELEMENTWISE = ("move", "linear", "function", "constant")
-"""Kinds of rules by which an entry depends on one entry of each argument."""
 
 DEPTH = 12
 """Operations that an expression is followed down."""
@@ -93,29 +87,30 @@ class Activations:
             if value.op is None:
                 continue
             if rule is None or (
-                rule.kind == "function" and reader.apply(Leaf(value, entry_axes(value))) is None
+                rule.kind is Kind.FUNCTION and reader.apply(Leaf(value, entry_axes(value))) is None
             ):
                 self._foreign(value, value.op)
                 continue
             if self._is_score(value.op):
                 self._scores.add(value)
-            if rule.kind in (*ELEMENTWISE, "join"):
+            if rule.kind in ELEMENTWISE | {Kind.JOIN}:
                 inputs = map(self._sources_of, value.op.inputs)
                 self._sources[value] = frozenset[Value]().union(*inputs)
-            if rule.kind == "function" or not self._curved.isdisjoint(value.op.inputs):
+            if rule.kind is Kind.FUNCTION or not self._curved.isdisjoint(value.op.inputs):
                 self._follow(reader, value, rule)
-            elif value.op.name == "mul" and self._scores.issuperset(value.op.args):
+            elif rule.kind is Kind.MULTIPLY and self._scores.issuperset(value.op.args):
                 self.anchors[value] = "identity"
 
     def _is_score(self, op: Op) -> bool:
         """Whether an operation gives a product of tensors summed over an axis, or something linear in one."""
         kind, inputs = RULES[op.name].kind, op.inputs
-        if kind in ("product", "sum"):
-            return kind == "product" or any(v.op is not None and v.op.name == "mul" for v in inputs)
-        if op.name in ("mul", "div", "pow", "addcmul") and len(inputs) != 1:
+        if kind is Kind.SUM:
+            return any(_kind(value) is Kind.MULTIPLY for value in inputs)
+        if kind in ALGEBRA - {Kind.ADD} and len(inputs) != 1:
             return False
-        every = all if kind == "join" else any
-        return kind in ("move", "join", "linear") and every(v in self._scores for v in inputs)
+        every = all if kind is Kind.JOIN else any
+        linear = kind in ALGEBRA | {Kind.MOVE, Kind.JOIN} and every(v in self._scores for v in inputs)
+        return kind is Kind.CONTRACT or linear
 
     def _foreign(self, value: Value, op: Op) -> None:
         """Note an elementwise operation that no rule reads, on a score: it is none that the op knows."""
@@ -133,17 +128,17 @@ class Activations:
         """Whether an operation has one tensor, a quotient's function in it, or two with a common source."""
         sources = [self._sources_of(value) for value in op.inputs]
         pairs = itertools.combinations(sources, 2)
-        return len(sources) == 1 or op.name == "div" or not all(a.isdisjoint(b) for a, b in pairs)
+        return len(sources) == 1 or rule.kind is Kind.DIVIDE or not all(a.isdisjoint(b) for a, b in pairs)
 
     def _follow(self, reader: Reader, value: Value, rule: Rule) -> None:
         """Note whether a value that is elementwise in a function completes an activation."""
         assert value.op is not None
-        if rule.kind == "move":
+        if rule.kind is Kind.MOVE:
             self._curved.add(value)
-        if rule.kind not in ("function", "linear"):
+        if rule.kind not in ALGEBRA | {Kind.FUNCTION}:
             return
         found = None
-        if rule.kind == "function" or self._may_complete(value.op, rule):
+        if rule.kind is Kind.FUNCTION or self._may_complete(value.op, rule):
             found = self._complete(reader, Leaf(value, entry_axes(value)))
         if found is not None:
             product, known = found
@@ -196,7 +191,7 @@ class Activations:
             named = known.name in ACTIVATIONS
             if wanted is not None and known.name != wanted:
                 continue
-            if not named and x.value not in self._scores and functions(product.inside) <= _PARTS:
+            if not named and x.value not in self._scores and functions(product.inside) <= PARTS:
                 continue
             if named and not product.rest:
                 return product, known
@@ -251,13 +246,18 @@ class Activations:
         return None
 
 
+def _kind(value: Value) -> Kind | None:
+    rule = RULES.get(value.op.name) if value.op is not None else None
+    return rule.kind if rule is not None else None
+
+
 def _step(reader: Reader, leaf: Leaf, depth: int) -> list[Term] | None:
     """What an entry is made of by an elementwise operation or a rearrangement, else None."""
     rule = reader.rule(leaf.value) if isinstance(leaf.value, Value) else None
-    if rule is None or not depth or rule.kind not in (*ELEMENTWISE, "join"):
+    if rule is None or not depth or rule.kind not in ELEMENTWISE | {Kind.JOIN}:
         return None
     terms = reader.apply(leaf)
-    return None if terms is not None and rule.kind == "join" and len(terms) > 1 else terms
+    return None if terms is not None and rule.kind is Kind.JOIN and len(terms) > 1 else terms
 
 
 def _same_entry(reader: Reader, alike: Alike, a: Leaf, b: Leaf) -> bool:
@@ -299,7 +299,9 @@ def _expression(
 def _canonical(reader: Reader, leaf: Leaf) -> Leaf:
     """The entry that an entry is, below all rearrangements."""
     while (
-        isinstance(leaf.value, Value) and (rule := reader.rule(leaf.value)) and rule.kind in ("move", "join")
+        isinstance(leaf.value, Value)
+        and (rule := reader.rule(leaf.value))
+        and rule.kind in (Kind.MOVE, Kind.JOIN)
     ):
         match reader.apply(leaf):
             case [Term(1, (Leaf() as below,), ())]:

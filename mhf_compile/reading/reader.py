@@ -16,7 +16,8 @@ import torch
 from mhf_compile import notation
 from mhf_compile.notation import Axes, Axis, Delta, Factor, Func, Index, Leaf, Tensor, Term, Unreadable
 from mhf_compile.notation.fold import fold
-from mhf_compile.reading.rules import RULES, Indices, Rule, multiply
+from mhf_compile.reading.entries import Indices, multiply
+from mhf_compile.reading.rules import RULES, Kind, Rule
 from mhf_compile.tape.tape import Op, Value
 
 DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -42,7 +43,7 @@ def _stops_gradient(value: Value, op: Op, grad: bool) -> bool:
     """Whether a gradient ends here: at a detach, and, where autograd is on, at what was made without it."""
     if (
         value.requires_grad
-        or RULES[op.name].kind == "constant"
+        or RULES[op.name].kind is Kind.CONSTANT
         or not any(v.requires_grad for v in op.inputs)
     ):
         return False
@@ -89,7 +90,7 @@ class Reader:
         if rule is None or value.op is None:
             return None
         index = tuple(self.axes.current(i) for i in leaf.index)
-        if rule.kind == "join" and (whole := self._whole(value, value.op, rule)) is not None:
+        if rule.kind is Kind.JOIN and (whole := self._whole(value, value.op, rule)) is not None:
             with contextlib.suppress(Unreadable):
                 entry, *self.passed[leaf] = self._at(whole, index)
                 return [Term(factors=(entry,))]
@@ -108,8 +109,8 @@ class Reader:
         while True:
             assert isinstance(leaf.value, Value) and isinstance(found.value, Value)
             rule = self.rule(leaf.value)
-            open_join = rule is not None and rule.kind == "join" and not self.sealed(leaf.value)
-            through = open_join or (rule is not None and rule.kind in ("move", "constant"))
+            open_join = rule is not None and rule.kind is Kind.JOIN and not self.sealed(leaf.value)
+            through = open_join or (rule is not None and rule.kind in (Kind.MOVE, Kind.CONSTANT))
             terms = self.apply(leaf) if through else None
             if terms == []:
                 self.visit(*path, leaf)
@@ -129,7 +130,7 @@ class Reader:
         """The number that an entry is, of a tensor that is filled with it."""
         *path, below = self._moved(leaf)
         rule = self.rule(below.value) if isinstance(below.value, Value) else None
-        terms = self.apply(below) if rule is not None and rule.kind == "constant" else None
+        terms = self.apply(below) if rule is not None and rule.kind is Kind.CONSTANT else None
         if terms is None or any(term.factors for term in terms):
             return None
         self.visit(*path, below)
@@ -199,7 +200,7 @@ class Reader:
         while isinstance(value, Value):
             yield value
             rule = self.rule(value)
-            if rule is None or rule.kind != "move" or rule.products is None or value.op is None:
+            if rule is None or rule.kind is not Kind.MOVE or rule.products is None or value.op is None:
                 return
             value = next(chain(*rule.products(value.op)), None)
 
@@ -209,7 +210,7 @@ class Reader:
         while entry is not None:
             yield entry
             rule = self.rule(entry.value) if isinstance(entry.value, Value) else None
-            entry = _same_entry(self.apply(entry)) if rule is not None and rule.kind == "move" else None
+            entry = _same_entry(self.apply(entry)) if rule is not None and rule.kind is Kind.MOVE else None
 
     def visit(self, *leaves: Leaf) -> None:
         """Note that values are read through."""

@@ -7,7 +7,7 @@ or in modes that change inside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import torch
 
@@ -16,9 +16,13 @@ from mhf_compile.kernels.ops import DTYPES
 from mhf_compile.matching.reasons import NO_GRAD, NORMS, WORDS, Refusal
 from mhf_compile.matching.search import Match
 from mhf_compile.notation.fold import parts
-from mhf_compile.reading.rules import RULES
+from mhf_compile.reading.rules import ALGEBRA, RULES, Kind
+from mhf_compile.tape.operations import CREATIONS
 from mhf_compile.tape.source import source_of
 from mhf_compile.tape.tape import Op, Storage, Tape, Value, convert
+
+NARROW = ALGEBRA | {Kind.MOVE, Kind.JOIN, Kind.CONSTANT}
+"""By these an operand may be computed of leaves: its entries are no wider than theirs."""
 
 
 class Region:
@@ -41,13 +45,13 @@ class Region:
         computed: set[Value] = set()
         for value in self.values:
             assert value.op is not None
-            if RULES[value.op.name].kind != "move" or not computed.isdisjoint(value.op.inputs):
+            if RULES[value.op.name].kind is not Kind.MOVE or not computed.isdisjoint(value.op.inputs):
                 computed.add(value)
                 self.computed.append(value)
         self.own: set[Value] = set()
         for value in self.values:
             assert value.op is not None
-            narrow = RULES[value.op.name].kind in ("move", "join", "linear", "constant")
+            narrow = RULES[value.op.name].kind in NARROW
             if not narrow or not self.own.isdisjoint(value.op.inputs):
                 self.own.add(value)
 
@@ -57,7 +61,7 @@ class Region:
         dtypes = [
             v.dtype
             for op in self.ops
-            if RULES[op.name].kind == "product"
+            if RULES[op.name].kind is Kind.CONTRACT
             for v in op.inputs
             if v.dtype.is_floating_point
         ]
@@ -75,15 +79,7 @@ class Region:
         for op in self.ops:
             if not any(value.requires_grad for value in op.outputs):
                 continue
-            kept: Sequence[Value] = ()
-            kind = RULES[op.name].kind
-            if op.name in _KEEPS_RESULT:
-                kept = op.outputs
-            elif kind in ("product", "function") or op.name in ("addcmul", "pow"):
-                kept = op.inputs
-            elif op.name in ("mul", "div") and all(isinstance(factor, Value) for factor in op.args):
-                kept = op.inputs  # by a number, the number is enough
-            for value in kept:
+            for value in RULES[op.name].kept(op):
                 if value in computed:
                     sizes[value.storage] = notation.times(notation.product(value.shape), value.dtype.itemsize)
         total: notation.Size = 0
@@ -123,7 +119,7 @@ class Region:
         states = {
             (op.state.grad_enabled, op.state.autocast, op.state.transforms)
             for v in self.computed
-            if (op := v.op) is not None and op.name not in _CREATION
+            if (op := v.op) is not None and op.name not in CREATIONS
         }
         if len({grad for grad, _, _ in states}) > 1:
             raise Refusal("grad mode changes inside it", root, advice=NO_GRAD)
@@ -236,17 +232,17 @@ class Region:
         return (
             first is not None
             and first.op is not None
-            and (first.op in self.ops or first.op.name in _CREATION)
+            and (first.op in self.ops or first.op.name in CREATIONS)
         )
 
 
 def joined(leaves: Collection[Value]) -> set[Value]:
     """Leaves that are put together of others, as a stack whose parts are leaves too, and what is between."""
-    pending = [leaf for leaf in leaves if _kind(leaf) == "join"]
+    pending = [leaf for leaf in leaves if _kind(leaf) is Kind.JOIN]
     below: set[Value] = set()
     while pending:
         value = pending.pop()
-        if value.op is not None and value not in below and _kind(value) in ("move", "join"):
+        if value.op is not None and value not in below and _kind(value) in (Kind.MOVE, Kind.JOIN):
             below.add(value)
             pending += value.op.inputs
     found: set[Value] = set()
@@ -256,16 +252,10 @@ def joined(leaves: Collection[Value]) -> set[Value]:
     return found
 
 
-def _kind(value: Value) -> str:
-    """What the rule of the op that computes a value does; nothing where there is none."""
+def _kind(value: Value) -> Kind | None:
+    """The kind of the op that computes a value; None where no rule reads it."""
     rule = RULES.get(value.op.name) if value.op is not None else None
-    return rule.kind if rule is not None else ""
-
-
-_KEEPS_RESULT = ("sigmoid", "exp", "reciprocal", "tanh", "relu")
-"""Functions whose derivative autograd computes from their result."""
-
-_CREATION = ("zeros", "zeros_like", "new_zeros", "empty", "empty_like", "new_empty", "ones", "full")
+    return rule.kind if rule is not None else None
 
 
 def _line(op: Op) -> str:
