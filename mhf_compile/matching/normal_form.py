@@ -46,15 +46,15 @@ def normal_form(
                 name = leaf.value.op.title if leaf.value.op is not None else "something"
                 raise NoMatch(f"{name} is applied to it in a way that is not read", leaf.value)
             return terms, "region"
-        found = leaf if phase == "factor" else _operand(leaf, reader)
-        return found if isinstance(found, Leaf) else (found, "factor")
+        operand = leaf if phase == "factor" else _operand(leaf, reader)
+        return operand if isinstance(operand, Leaf) else (operand, "factor")
 
     def same(value: Tensor) -> Tensor:
-        """The first value that is computed alike, where that is as fit to be an operand."""
+        """The first value that is computed alike, where that is preferred as an operand as much."""
         if not isinstance(value, Value):
             return value
-        first = activations.alike.first[value]
-        return first if reader.fitness(first) >= reader.fitness(value) else value
+        first = activations.numbering.first[value]
+        return first if reader.preference(first) >= reader.preference(value) else value
 
     read = [notation.pinned(reader.axes.resolve(term)) for term in reader.expand(start, step)]
     scored = [_with_scores(reader.axes.resolve(term), reader) for term in read]
@@ -66,11 +66,11 @@ def normal_form(
 
 def _operand(leaf: Leaf, reader: Reader) -> Leaf | list[Term]:
     """The tensor that an entry comes from by rearrangement, or the number that it is filled with."""
-    found = reader.operand(leaf)
-    if found is None:
+    operand = reader.operand(leaf)
+    if operand is None:
         return []
-    number = reader.number(found)
-    return found if number is None else number
+    number = reader.number(operand)
+    return operand if number is None else number
 
 
 def _terms(reader: Reader, leaf: Leaf) -> list[Term] | None:
@@ -78,7 +78,7 @@ def _terms(reader: Reader, leaf: Leaf) -> list[Term] | None:
 
     Its gradient is 0 then, where a region without it gives none.
     """
-    terms = reader.apply(leaf)
+    terms = reader.definition(leaf)
     if any(not term.coefficient and term.factors for term in terms or ()):
         value = leaf.value if isinstance(leaf.value, Value) else None
         raise NoMatch("a tensor in it is multiplied by 0", value, 2000, NO_ZEROS)
@@ -134,10 +134,10 @@ def _score(leaf: Leaf, reader: Reader) -> list[Term]:
                     if rule.kind in ALGEBRA and widest in axes:
                         narrow.update(f for f, own in zip(entries, axes, strict=True) if own != widest)
                 return terms, further
-        found = _operand(leaf, reader)
-        if isinstance(found, Leaf) and (scaled := _scaled(found, reader)) is not None:
-            found = scaled
-        return found if isinstance(found, Leaf) else (found, "operand")
+        operand = _operand(leaf, reader)
+        if isinstance(operand, Leaf) and (scaled := _scaled(operand, reader)) is not None:
+            operand = scaled
+        return operand if isinstance(operand, Leaf) else (operand, "operand")
 
     terms = [reader.axes.resolve(term) for term in reader.expand(leaf, step)]
     for operand in (leaf for term in terms for leaf in notation.leaves(term.factors)):
@@ -151,7 +151,7 @@ def _score(leaf: Leaf, reader: Reader) -> list[Term]:
 
 
 def _scaled(leaf: Leaf, reader: Reader) -> list[Term] | None:
-    """An operand that is another one times a number, where that one is as fit to be an operand.
+    """An operand that is another one times a number, where that one is preferred as an operand as much.
 
     A sealed value, which may be the root of another match, stays whole.
     """
@@ -162,9 +162,9 @@ def _scaled(leaf: Leaf, reader: Reader) -> list[Term] | None:
     if rule is None or rule.kind not in ALGEBRA or len(value.op.inputs) != 1:
         return None
     match _terms(reader, leaf):
-        case [Term(_, (Leaf(Value() as inner, _),), ())] as terms if reader.fitness(inner) >= reader.fitness(
-            value
-        ):
+        case [Term(_, (Leaf(Value() as inner, _),), ())] as terms if reader.preference(
+            inner
+        ) >= reader.preference(value):
             reader.visit(leaf)
             return terms
     return None

@@ -25,7 +25,7 @@ from mhf_compile.notation import Axis, Func, Index, Leaf, Term, Unreadable
 from mhf_compile.notation.fold import parts
 from mhf_compile.patterns import PATTERNS, Pattern
 from mhf_compile.reading.activations import Activations
-from mhf_compile.reading.numbering import Alike
+from mhf_compile.reading.numbering import ValueNumbering
 from mhf_compile.reading.reader import Reader, entry_axes
 from mhf_compile.reading.rules import Kind
 from mhf_compile.tape.recorder import record_function
@@ -54,7 +54,7 @@ class Match:
     """The axes that are put together from pieces whose sizes are numbers in the program."""
     hints: Mapping[sympy.Symbol, int]
     """A value of each symbolic size that satisfies every guard."""
-    alike: Alike
+    numbering: ValueNumbering
     """Tells which values are computed alike."""
 
     @property
@@ -427,9 +427,9 @@ class _Search:
         for term in addends:
             if not term.factors or not all(isinstance(factor, Leaf) for factor in term.factors):
                 raise NoMatch("something else is added to it, or only a part of it is written")
-        formula, alike = normal_pattern(pattern), self.activations.alike
+        formula, numbering = normal_pattern(pattern), self.activations.numbering
         try:
-            unification = unify(pattern, formula, gated[0], index, alike)
+            unification = unify(pattern, formula, gated[0], index, numbering)
         except NoMatch as error:
             if error.at is not None and error.at.op is not None and error.at.op.state.grad_enabled != grad:
                 raise NoMatch("grad mode changes inside it", error.at, error.progress, NO_GRAD) from error
@@ -452,7 +452,7 @@ class _Search:
             visited,
             frozenset(reader.axes.pieced),
             self.tape.hints,
-            alike,
+            numbering,
         )
 
 

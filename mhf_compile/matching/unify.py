@@ -17,7 +17,7 @@ from mhf_compile import notation
 from mhf_compile.matching.reasons import RESULT, NoMatch, differing, misplaced, other_factors, value_of
 from mhf_compile.notation import Axis, Func, Index, Leaf, Size, Term
 from mhf_compile.patterns import Pattern
-from mhf_compile.reading.numbering import Alike
+from mhf_compile.reading.numbering import ValueNumbering
 from mhf_compile.tape.tape import Value
 
 SCORE = "score"
@@ -173,7 +173,7 @@ def unify(
     formula: tuple[Names, tuple[Index, ...], Term],
     term: Term,
     index: tuple[Index, ...],
-    alike: Alike,
+    numbering: ValueNumbering,
 ) -> Unification:
     """How a term is the pattern's formula. Raises NoMatch with the reason that goes furthest.
 
@@ -182,14 +182,14 @@ def unify(
         formula: its leaves' names, the index of its result, and its term.
         term: the program's term.
         index: the index of its entry.
-        alike: tells which values of the program are computed alike.
+        numbering: tells which values of the program are computed alike.
     """
     names, _, goal = formula
     unifier = _Unifier(pattern, names)
     refusal = other_factors(goal, term)
     for state in unifier.terms(goal, term, _State()):
         try:
-            return _Roles(pattern, alike).assign(state, index)
+            return _Roles(pattern, numbering).assign(state, index)
         except NoMatch as error:
             refusal = max(refusal, error, key=lambda e: e.progress)
     raise refusal
@@ -198,9 +198,9 @@ def unify(
 class _Roles:
     """The axes of an assignment, by the operands they occur in."""
 
-    def __init__(self, pattern: Pattern, alike: Alike) -> None:
+    def __init__(self, pattern: Pattern, numbering: ValueNumbering) -> None:
         self.pattern = pattern
-        self.alike = alike
+        self.numbering = numbering
         self.occurs = {
             axis: frozenset(n for n, dims in pattern.operands.items() if axis in " ".join(dims).split())
             for axis in pattern.sizes
@@ -213,7 +213,7 @@ class _Roles:
     def assign(self, state: _State, index: tuple[Index, ...]) -> Unification:
         """The operands and roles of an assignment. Raises NoMatch."""
         operands = {
-            name: self._operand(name, found) for name, found in _aligned(state.leaves, self.alike).items()
+            name: self._operand(name, found) for name, found in _aligned(state.leaves, self.numbering).items()
         }
         roles: dict[str, list[Axis]] = {role: [] for role in self.pattern.sizes}
         inner = {axis for all_found in state.leaves.values() for found in all_found for axis in found.bound}
@@ -251,7 +251,7 @@ class _Roles:
         if name != self.pattern.product:
             leaves, twins = leaves[:1], leaves[1:]
             for twin in twins:
-                if not (twin.index == leaves[0].index and _same_tensor(self.alike, twin, leaves[0])):
+                if not (twin.index == leaves[0].index and _same_tensor(self.numbering, twin, leaves[0])):
                     raise differing(leaves[0], twin)
         for leaf in (*leaves, *divisors):
             if len(set(leaf.axes)) != len(leaf.axes):
@@ -275,9 +275,9 @@ class _Roles:
         return min(exact, key=lambda role: len(self.occurs[role] - present))
 
 
-def _same_tensor(alike: Alike, a: Leaf, b: Leaf) -> bool:
+def _same_tensor(numbering: ValueNumbering, a: Leaf, b: Leaf) -> bool:
     if isinstance(a.value, Value) and isinstance(b.value, Value):
-        return alike(a.value, b.value)
+        return numbering.same(a.value, b.value)
     return a.value == b.value
 
 
@@ -291,13 +291,13 @@ def _occurrences(operands: Mapping[str, Operand], index: tuple[Index, ...]) -> d
     return present
 
 
-def _aligned(leaves: Assignment, alike: Alike) -> Assignment:
+def _aligned(leaves: Assignment, numbering: ValueNumbering) -> Assignment:
     """The leaves, with the axes that gate and up sum over made one: the shared leaf has it in one place."""
     names: dict[Axis, Index] = {}
     for found in leaves.values():
         (first, _, bound, _), *others = found
         for leaf, _, own, _ in others:
-            if not _same_tensor(alike, leaf, first) or len(leaf.index) != len(first.index):
+            if not _same_tensor(numbering, leaf, first) or len(leaf.index) != len(first.index):
                 continue
             for a, b in zip(first.index, leaf.index, strict=True):
                 for (stride, axis), (other_stride, other) in zip(a.digits, b.digits, strict=False):

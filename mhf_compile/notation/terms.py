@@ -205,7 +205,7 @@ def deltas(index: Index, constant: Size) -> tuple[Delta, ...]:
     """
     if not all(isinstance(number, int) for number in (constant, index.offset, *(s for s, _ in index.digits))):
         raise Unreadable("a piece at a symbolic position")
-    found: list[Delta] = []
+    digits: list[Delta] = []
     remaining = int(constant) - int(index.offset)
     for position, (stride, axis) in enumerate(index.digits):
         below = Index(0, index.digits[position + 1 :])
@@ -214,7 +214,7 @@ def deltas(index: Index, constant: Size) -> tuple[Delta, ...]:
         digit, remaining = divmod(remaining, int(stride))
         if not 0 <= digit < axis.size:
             raise LookupError(constant)
-        found.append(Delta(axis, Index(digit)))
+        digits.append(Delta(axis, Index(digit)))
     if remaining:
         raise LookupError(constant)
-    return tuple(found)
+    return tuple(digits)

@@ -1,6 +1,6 @@
 """Read values of a tape as index notation, by the rules of their operations.
 
-``Reader.apply`` takes one step down; ``expand`` takes steps until every factor is one that its caller wants
+``Reader.definition`` takes one step down; ``expand`` takes steps until every factor is one that its caller wants
 to keep; ``operand`` follows an entry through rearrangements only.
 """
 
@@ -31,12 +31,12 @@ FACTOR_LIMIT = 64
 
 
 @dataclass(frozen=True)
-class _Whole:
-    """What a join of pieces of one tensor is at an index: its entry, and what was passed on the way to it."""
+class _Rejoined:
+    """What a join of pieces of one tensor is at an index: its entry, and what is between the two."""
 
     index: Indices
     entry: Leaf
-    passed: list[Leaf]
+    between: list[Leaf]
 
 
 def _stops_gradient(value: Value, op: Op, grad: bool) -> bool:
@@ -51,21 +51,32 @@ def _stops_gradient(value: Value, op: Op, grad: bool) -> bool:
 
 
 class Reader:
-    """Reads the values of one tape; keeps which values it read, at which index, and their axes."""
+    """Reads the values of one tape.
+
+    Args:
+        preference: of two values with the same entries, the one to take as an operand; equal ones: the one
+            that is computed first.
+        grad: whether autograd is on where the result is made.
+        sealed: whether a value may be the root of another match, which is not read into.
+
+    Attributes:
+        axes: those of what was read.
+        visited: the values that were read through, each with its index.
+    """
 
     def __init__(
         self,
-        fitness: Callable[[Value], int] = lambda value: 0,
+        preference: Callable[[Value], int] = lambda value: 0,
         grad: bool = False,
         sealed: Callable[[Value], bool] = lambda value: False,
     ) -> None:
         self.grad = grad
         self.sealed = sealed
-        self.fitness = fitness
+        self.preference = preference
         self.axes = Axes()
         self.visited: dict[Value, Indices] = {}
-        self.wholes: dict[Value, _Whole | None] = {}
-        self.passed: dict[Leaf, list[Leaf]] = {}  # the pieces between an entry of a join and what it is of
+        self._rejoined: dict[Value, _Rejoined | None] = {}
+        self._between: dict[Leaf, list[Leaf]] = {}  # what is between an entry of a join and what it is of
 
     # -- rules
 
@@ -82,7 +93,7 @@ class Reader:
             return None
         return RULES[op.name]
 
-    def apply(self, leaf: Leaf) -> list[Term] | None:
+    def definition(self, leaf: Leaf) -> list[Term] | None:
         """What an entry is made of, one operation down; None where that cannot be said."""
         value = leaf.value
         assert isinstance(value, Value)
@@ -90,9 +101,9 @@ class Reader:
         if rule is None or value.op is None:
             return None
         index = tuple(self.axes.current(i) for i in leaf.index)
-        if rule.kind is Kind.JOIN and (whole := self._whole(value, value.op, rule)) is not None:
+        if rule.kind is Kind.JOIN and (rejoined := self._rejoin(value, value.op, rule)) is not None:
             with contextlib.suppress(Unreadable):
-                entry, *self.passed[leaf] = self._at(whole, index)
+                entry, *self._between[leaf] = self._at(rejoined, index)
                 return [Term(factors=(entry,))]
         try:
             return rule.read(value.op, value.output, index, self.axes)
@@ -102,27 +113,27 @@ class Reader:
     def operand(self, leaf: Leaf) -> Leaf | None:
         """The tensor that an entry comes from by rearrangement only; None for a zero.
 
-        Of the fittest tensors on the way it is the deepest, so that equal entries get equal leaves. What is
+        Of the preferred tensors on the way it is the deepest, so that equal entries get equal leaves. What is
         joined into a sealed value, which may be the root of another match, is not taken from inside it.
         """
-        found, path = leaf, list[Leaf]()
+        chosen, path = leaf, list[Leaf]()
         while True:
-            assert isinstance(leaf.value, Value) and isinstance(found.value, Value)
+            assert isinstance(leaf.value, Value) and isinstance(chosen.value, Value)
             rule = self.rule(leaf.value)
             open_join = rule is not None and rule.kind is Kind.JOIN and not self.sealed(leaf.value)
             through = open_join or (rule is not None and rule.kind in (Kind.MOVE, Kind.CONSTANT))
-            terms = self.apply(leaf) if through else None
+            terms = self.definition(leaf) if through else None
             if terms == []:
                 self.visit(*path, leaf)
                 return None
             entry = _same_entry(terms)
             if entry is None:
-                return Leaf(found.value, tuple(self.axes.current(i) for i in found.index))
+                return Leaf(chosen.value, tuple(self.axes.current(i) for i in chosen.index))
             path.append(leaf)
             leaf = entry
             assert isinstance(leaf.value, Value)
-            if self.fitness(leaf.value) >= self.fitness(found.value):
-                found = leaf
+            if self.preference(leaf.value) >= self.preference(chosen.value):
+                chosen = leaf
                 self.visit(*path)
                 path.clear()
 
@@ -130,34 +141,34 @@ class Reader:
         """The number that an entry is, of a tensor that is filled with it."""
         *path, below = self._moved(leaf)
         rule = self.rule(below.value) if isinstance(below.value, Value) else None
-        terms = self.apply(below) if rule is not None and rule.kind is Kind.CONSTANT else None
+        terms = self.definition(below) if rule is not None and rule.kind is Kind.CONSTANT else None
         if terms is None or any(term.factors for term in terms):
             return None
         self.visit(*path, below)
         return terms
 
-    def _whole(self, value: Value, op: Op, rule: Rule) -> _Whole | None:
+    def _rejoin(self, value: Value, op: Op, rule: Rule) -> _Rejoined | None:
         """The one tensor that a join is a rearrangement of, if it is."""
-        if value not in self.wholes:
-            index, self.wholes[value] = entry_axes(value), None
+        if value not in self._rejoined:
+            index, self._rejoined[value] = entry_axes(value), None
             with contextlib.suppress(Unreadable, LookupError):
-                self.wholes[value] = self._made_up(index, rule.read(op, value.output, index, self.axes))
-        return self.wholes[value]
+                self._rejoined[value] = self._made_up(index, rule.read(op, value.output, index, self.axes))
+        return self._rejoined[value]
 
-    def _made_up(self, index: Indices, terms: list[Term]) -> _Whole | None:
+    def _made_up(self, index: Indices, terms: list[Term]) -> _Rejoined | None:
         """The nearest tensor that all terms are entries of, where they are one of its. Raises Unreadable."""
         pieces = [f.value for t in terms for f in t.factors if isinstance(f, Leaf)]
         if not len(pieces) == len(terms) > 1:
             return None
         first, *others = ([*self._sources(piece)] for piece in pieces)
         common = next((value for value in first if all(value in way for way in others)), None)
-        passed: list[Leaf] = []
+        between: list[Leaf] = []
 
         def below(factor: Factor) -> Factor:
             for leaf in self._moved(factor) if isinstance(factor, Leaf) else ():
                 if leaf.value is common:
                     return leaf
-                passed.append(leaf)
+                between.append(leaf)
             return factor
 
         if common is None:
@@ -168,10 +179,10 @@ class Reader:
         if entry is None or entry.value is not common:
             return None
         self.axes.adopt(cuts)
-        return _Whole(index, entry, passed)
+        return _Rejoined(index, entry, between)
 
-    def _at(self, whole: _Whole, index: Indices) -> list[Leaf]:
-        """The entry of a whole, and of what was passed, at another index; its axes are pieced then.
+    def _at(self, rejoined: _Rejoined, index: Indices) -> list[Leaf]:
+        """The entry that a join is, and those between, at another index, whose axes are then pieced.
 
         Raises Unreadable.
         """
@@ -185,14 +196,14 @@ class Reader:
                 high, index = self.axes.divide(index, stride)
                 place(digit, high)
 
-        for own, other in zip(whole.index, index, strict=True):
+        for own, other in zip(rejoined.index, index, strict=True):
             for axis in own.axes:
                 place(axis, other)
             if not self.axes.pieced.isdisjoint(self.axes.current(own).axes):
                 self.axes.pieced.update(self.axes.current(other).axes)
         return [
             Leaf(leaf.value, tuple(self.axes.current(i).substitute(at) for i in leaf.index))
-            for leaf in (whole.entry, *whole.passed)
+            for leaf in (rejoined.entry, *rejoined.between)
         ]
 
     def _sources(self, value: Tensor | None) -> Iterator[Value]:
@@ -210,14 +221,16 @@ class Reader:
         while entry is not None:
             yield entry
             rule = self.rule(entry.value) if isinstance(entry.value, Value) else None
-            entry = _same_entry(self.apply(entry)) if rule is not None and rule.kind is Kind.MOVE else None
+            entry = (
+                _same_entry(self.definition(entry)) if rule is not None and rule.kind is Kind.MOVE else None
+            )
 
     def visit(self, *leaves: Leaf) -> None:
         """Note that values are read through."""
         for leaf in leaves:
             assert isinstance(leaf.value, Value)
             self.visited[leaf.value] = leaf.index
-            self.visit(*self.passed.get(leaf, ()))
+            self.visit(*self._between.get(leaf, ()))
 
     def expand(self, start: Leaf, step: Step) -> list[Term]:
         """Apply rules until a step keeps every factor: a sum of products. Raises Unreadable past a limit."""
@@ -233,12 +246,12 @@ class Reader:
             if len(term.factors) + len(pending) > FACTOR_LIMIT:
                 raise Unreadable(f"a product of more than {FACTOR_LIMIT} factors")
             (leaf, phase), rest = pending[0], pending[1:]
-            found = step(leaf, phase)
-            if isinstance(found, Leaf):
-                work.append((replace(term, factors=(*term.factors, found)), rest))
+            result = step(leaf, phase)
+            if isinstance(result, Leaf):
+                work.append((replace(term, factors=(*term.factors, result)), rest))
                 continue
             self.visit(leaf)
-            terms, phases = found
+            terms, phases = result
             for inner in reversed(terms):
                 kept = tuple(f for f in inner.factors if not isinstance(f, Leaf))
                 further = tuple((f, phases) for f in inner.factors if isinstance(f, Leaf))
@@ -302,7 +315,7 @@ def read(value: Value, index: Indices | None = None, reader: Reader | None = Non
     index = index if index is not None else entry_axes(value)
 
     def step(leaf: Leaf, phase: str) -> Leaf | tuple[list[Term], str]:
-        terms = reader.apply(leaf)
+        terms = reader.definition(leaf)
         return leaf if terms is None else (terms, "all")
 
     def inside(factor: Factor) -> Factor:

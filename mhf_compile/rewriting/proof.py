@@ -31,7 +31,7 @@ from mhf_compile.matching.search import Match
 from mhf_compile.notation import Axis, Index, Size
 from mhf_compile.reading import moves
 from mhf_compile.reading.entries import scalar
-from mhf_compile.reading.numbering import Alike
+from mhf_compile.reading.numbering import ValueNumbering
 from mhf_compile.reading.rules import RULES, Kind
 from mhf_compile.rewriting.operands import Builder
 from mhf_compile.rewriting.region import Region, joined
@@ -134,10 +134,10 @@ class _Replay:
         self,
         shape: Callable[[Value], tuple[int, ...]],
         known: Mapping[Value, Tensor],
-        alike: Callable[[Value, Value], bool],
+        numbering: Callable[[Value, Value], bool],
     ) -> None:
         self.shape = shape
-        self.alike = alike
+        self.numbering = numbering
         self.tensors = dict(known)
         self.waiting: dict[Value, None] = {}
         self.generator = torch.Generator().manual_seed(0)  # for what nothing should read
@@ -159,7 +159,7 @@ class _Replay:
         if value in self.waiting:
             return self._made(value)
         if value not in self.tensors:
-            twin = next((v for v in (*self.tensors, *self.waiting) if self.alike(v, value)), None)
+            twin = next((v for v in (*self.tensors, *self.waiting) if self.numbering.same(v, value)), None)
             if twin is None:
                 return None
             self.tensors[value] = self._get(twin)
@@ -398,7 +398,7 @@ def _prove(match: Match) -> str:
     for operand in match.unification.operands.values():
         for twin in operand.twins:
             _share(known, operand.leaves[0].value, twin.value)
-    replay = _Replay(shape, known, match.alike)
+    replay = _Replay(shape, known, match.numbering)
     replay.run(sorted({*region, *composed} - known.keys(), key=lambda value: value.time))
 
     def call(function: str | Callable[..., Tensor], *args: Any) -> Tensor:
@@ -494,6 +494,6 @@ def _formula(match: Match, operands: Mapping[str, Tensor]) -> Tensor:
         *(None if tensor is None else tuple(tensor.shape) for tensor in given),
     )
     known = {i: t for i, t in zip(inputs, given, strict=True) if i is not None and t is not None}
-    replay = _Replay(lambda value: tuple(int(size) for size in value.shape), known, Alike(tape))
+    replay = _Replay(lambda value: tuple(int(size) for size in value.shape), known, ValueNumbering(tape))
     replay.run(tape.values)
     return replay.tensors[result]
