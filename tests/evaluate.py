@@ -219,7 +219,7 @@ def program(function: Callable[..., Tensor], *shapes: tuple[int, ...], seed: int
     reader = Reader()
     index = entry_axes(result)
     terms = read(result, index, reader)
-    index = tuple(reader.current(i) for i in index)
+    index = tuple(reader.axes.current(i) for i in index)
     return Program(tape, inputs, result, tensors, expected, reader, terms, index)
 
 

@@ -195,7 +195,7 @@ STAGES: dict[str, tuple[object, str]] = {
     "activations": (activation.Activations, "__init__"),
     "an activation is named": (activation, "identify"),
     "candidates": (linearity.Linearity, "__init__"),
-    "a rule is applied": (read.Reader, "apply"),
+    "a rule is applied": (read.Reader, "definition"),
     "an operand is read": (read.Reader, "operand"),
     "the formula": (match, "normal_pattern"),
     "normal form": (match, "normal_form"),

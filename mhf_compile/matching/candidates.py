@@ -7,6 +7,7 @@ import itertools
 from mhf_compile.matching.linearity import Linearity
 from mhf_compile.notation import Leaf
 from mhf_compile.reading.reader import Reader, entry_axes
+from mhf_compile.reading.rules import Kind
 from mhf_compile.tape.tape import Tape, Value
 
 
@@ -52,9 +53,9 @@ class Candidates:
             rule = reader.rule(value)
             if rule is None or rule.products is None:
                 break
-            if rule.kind == "move":
+            if rule.kind is Kind.MOVE:
                 value = next(v for v in itertools.chain(*rule.products(value.op)) if v in self.linearity.of)
-            elif rule.kind == "join":
+            elif rule.kind is Kind.JOIN:
                 whole = reader.operand(Leaf(value, entry_axes(value)))
                 if whole is None or whole.value is value or whole.value not in self.linearity.of:
                     break
@@ -70,7 +71,7 @@ class Candidates:
         if value.op is None or value.op.scope is None or value.op.scope.inside:
             return False
         moved = (o for user in value.users for o in user.outputs if o in self.linearity.of)
-        if any((rule := Reader().rule(o)) is not None and rule.kind == "move" for o in moved):
+        if any((rule := Reader().rule(o)) is not None and rule.kind is Kind.MOVE for o in moved):
             return False
         return self.tape.is_inside(value, value.op.scope, value.time)
 

@@ -15,6 +15,7 @@ from mhf_compile.matching.reasons import NORMS, NoMatch, not_linear
 from mhf_compile.notation import Leaf
 from mhf_compile.notation.fold import parts
 from mhf_compile.reading.reader import Reader, entry_axes
+from mhf_compile.reading.rules import Kind
 from mhf_compile.tape.tape import Op, Tape, Value
 
 CONTRACTIONS = 6
@@ -69,7 +70,7 @@ class Linearity:
         rule = reader.rule(value)
         if rule is None or rule.products is None:
             return self._stop(reaching, not_linear(op, value))
-        if rule.kind == "join" or (rule.kind == "move" and not self._joined.isdisjoint(reaching)):
+        if rule.kind is Kind.JOIN or (rule.kind is Kind.MOVE and not self._joined.isdisjoint(reaching)):
             shown = reader.operand(Leaf(value, entry_axes(value)))
             if shown is None or (shown.value is not value and shown.value not in self.of):
                 return  # a part that the activation is not in
@@ -87,9 +88,9 @@ class Linearity:
                     self._beside[self._sum_of(self.of[factors[0]])] = self._sum_of(linear)
                 linear |= self.of[factors[0]]
                 depth = max(depth, self.depth[factors[0]])
-            elif rule.kind not in ("product", "sum", "join") and not _is_zero(product, reader):
+            elif rule.kind not in (Kind.CONTRACT, Kind.SUM, Kind.JOIN) and not _is_zero(product, reader):
                 return self._stop(reaching, NoMatch("something else is added to it", value))
-        depth += rule.kind in ("product", "sum")
+        depth += rule.kind in (Kind.CONTRACT, Kind.SUM)
         if linear and depth <= CONTRACTIONS:
             self.of[value], self.depth[value] = linear, depth
             self.roots.add(value)

@@ -13,7 +13,7 @@ from mhf_compile.matching.reasons import NoMatch, Progress, Refusal
 from mhf_compile.matching.unify import Unification
 from mhf_compile.notation import Axis, Index, Leaf, Term
 from mhf_compile.patterns import Pattern
-from mhf_compile.reading.numbering import Alike
+from mhf_compile.reading.numbering import ValueNumbering
 from mhf_compile.tape.tape import Scope, Value
 
 
@@ -30,9 +30,11 @@ class Match:
     addends: tuple[Term, ...]
     term: Term
     visited: Mapping[Value, tuple[Index, ...]]
+    pieced: frozenset[Axis]
+    """The axes that are put together from pieces whose sizes are numbers in the program."""
     hints: Mapping[sympy.Symbol, int]
     """A value of each symbolic size that satisfies every guard."""
-    alike: Alike
+    numbering: ValueNumbering
     """Tells which values are computed alike."""
 
     @property

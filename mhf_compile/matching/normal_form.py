@@ -11,6 +11,7 @@ from mhf_compile.notation import Factor, Func, Index, Leaf, Tensor, Term
 from mhf_compile.notation.fold import fold
 from mhf_compile.reading.activations import Activations
 from mhf_compile.reading.reader import Reader, entry_axes
+from mhf_compile.reading.rules import ALGEBRA, Kind
 from mhf_compile.tape.tape import Value
 
 
@@ -45,31 +46,31 @@ def normal_form(
                 name = leaf.value.op.title if leaf.value.op is not None else "something"
                 raise NoMatch(f"{name} is applied to it in a way that is not read", leaf.value)
             return terms, "region"
-        found = leaf if phase == "factor" else _operand(leaf, reader)
-        return found if isinstance(found, Leaf) else (found, "factor")
+        operand = leaf if phase == "factor" else _operand(leaf, reader)
+        return operand if isinstance(operand, Leaf) else (operand, "factor")
 
     def same(value: Tensor) -> Tensor:
-        """The first value that is computed alike, where that is as fit to be an operand."""
+        """The first value that is computed alike, where that is preferred as an operand as much."""
         if not isinstance(value, Value):
             return value
-        first = activations.alike.first[value]
-        return first if reader.fitness(first) >= reader.fitness(value) else value
+        first = activations.numbering.first[value]
+        return first if reader.preference(first) >= reader.preference(value) else value
 
-    read = [notation.pinned(reader.resolve(term)) for term in reader.expand(start, step)]
-    scored = [_with_scores(reader.resolve(term), reader) for term in read]
-    terms = [notation.renamed(reader.resolve(term), same) for term in scored]
-    folded = fold(terms, reader.splits)
-    index = tuple(reader.current(i) for i in start.index)
-    return index, [_hoisted(_counted(reader.resolve(term))) for term in folded]
+    read = [notation.pinned(reader.axes.resolve(term)) for term in reader.expand(start, step)]
+    scored = [_with_scores(reader.axes.resolve(term), reader) for term in read]
+    terms, cuts = fold([notation.renamed(reader.axes.resolve(term), same) for term in scored])
+    reader.axes.adopt(cuts)
+    index = tuple(reader.axes.current(i) for i in start.index)
+    return index, [_hoisted(_counted(reader.axes.resolve(term))) for term in terms]
 
 
 def _operand(leaf: Leaf, reader: Reader) -> Leaf | list[Term]:
     """The tensor that an entry comes from by rearrangement, or the number that it is filled with."""
-    found = reader.operand(leaf)
-    if found is None:
+    operand = reader.operand(leaf)
+    if operand is None:
         return []
-    number = reader.number(found)
-    return found if number is None else number
+    number = reader.number(operand)
+    return operand if number is None else number
 
 
 def _terms(reader: Reader, leaf: Leaf) -> list[Term] | None:
@@ -77,7 +78,7 @@ def _terms(reader: Reader, leaf: Leaf) -> list[Term] | None:
 
     Its gradient is 0 then, where a region without it gives none.
     """
-    terms = reader.apply(leaf)
+    terms = reader.definition(leaf)
     if any(not term.coefficient and term.factors for term in terms or ()):
         value = leaf.value if isinstance(leaf.value, Value) else None
         raise NoMatch("a tensor in it is multiplied by 0", value, OBSTACLE, NO_ZEROS)
@@ -116,51 +117,54 @@ def _score(leaf: Leaf, reader: Reader) -> list[Term]:
         rule = reader.rule(value) if isinstance(value, Value) and leaf not in narrow else None
         if rule is not None and phase != "operand" and isinstance(value, Value) and value.op is not None:
             further = None
-            if rule.kind in ("move", "join"):
-                further = phase
-            elif rule.kind == "sum":
+            if rule.kind is Kind.SUM:
                 further = "summed" if phase != "summed" else None
-            elif rule.kind == "product":
+            elif rule.kind is Kind.CONTRACT:
                 further = "operand" if phase != "summed" else None
-            elif rule.kind == "linear":
-                further = "operand" if phase == "summed" and value.op.name == "mul" else phase
-            elif rule.kind == "constant":
+            elif rule.kind is Kind.MULTIPLY and phase == "summed":
+                further = "operand"
+            elif rule.kind is not Kind.FUNCTION:
                 further = phase
             terms = _terms(reader, leaf) if further is not None else None
             if terms is not None and further is not None:
                 for term in terms:
                     entries = [f for f in term.factors if isinstance(f, Leaf)]
-                    axes = [{a for i in f.index for a in reader.current(i).axes} for f in entries]
+                    axes = [{a for i in f.index for a in reader.axes.current(i).axes} for f in entries]
                     widest = set().union(*axes)
-                    if rule.kind == "linear" and widest in axes:
+                    if rule.kind in ALGEBRA and widest in axes:
                         narrow.update(f for f, own in zip(entries, axes, strict=True) if own != widest)
                 return terms, further
-        found = _operand(leaf, reader)
-        if isinstance(found, Leaf) and (scaled := _scaled(found, reader)) is not None:
-            found = scaled
-        return found if isinstance(found, Leaf) else (found, "operand")
+        operand = _operand(leaf, reader)
+        if isinstance(operand, Leaf) and (scaled := _scaled(operand, reader)) is not None:
+            operand = scaled
+        return operand if isinstance(operand, Leaf) else (operand, "operand")
 
-    terms = [reader.resolve(term) for term in reader.expand(leaf, step)]
+    terms = [reader.axes.resolve(term) for term in reader.expand(leaf, step)]
     for operand in (leaf for term in terms for leaf in notation.leaves(term.factors)):
         if any(not set(term.bound).isdisjoint(operand.axes) for term in terms):
             continue  # randomness in an operand of the product is outside
         if isinstance(operand.value, Value) and operand.value.op is not None and operand.value.op.random:
             raise randomness(operand.value.op, operand.value)
-    return [reader.resolve(term) for term in fold(terms, reader.splits)]
+    terms, cuts = fold(terms)
+    reader.axes.adopt(cuts)
+    return [reader.axes.resolve(term) for term in terms]
 
 
 def _scaled(leaf: Leaf, reader: Reader) -> list[Term] | None:
-    """An operand that is another one times a number, where that one is as fit to be an operand.
+    """An operand that is another one times a number, where that one is preferred as an operand as much.
 
     A sealed value, which may be the root of another match, stays whole.
     """
     value = leaf.value
-    if not isinstance(value, Value) or value.op is None or value.op.name not in ("mul", "div", "neg"):
+    rule = reader.rule(value) if isinstance(value, Value) else None
+    if not isinstance(value, Value) or value.op is None or reader.sealed(value):
         return None
-    match _terms(reader, leaf) if reader.rule(value) and not reader.sealed(value) else None:
-        case [Term(_, (Leaf(Value() as inner, _),), ())] as terms if reader.fitness(inner) >= reader.fitness(
-            value
-        ):
+    if rule is None or rule.kind not in ALGEBRA or len(value.op.inputs) != 1:
+        return None
+    match _terms(reader, leaf):
+        case [Term(_, (Leaf(Value() as inner, _),), ())] as terms if reader.preference(
+            inner
+        ) >= reader.preference(value):
             reader.visit(leaf)
             return terms
     return None

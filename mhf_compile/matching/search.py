@@ -195,9 +195,9 @@ class _Search:
         for term in addends:
             if not term.factors or not all(isinstance(factor, Leaf) for factor in term.factors):
                 raise NoMatch("something else is added to it, or only a part of it is written")
-        formula, alike = normal_pattern(pattern), self.activations.alike
+        formula, numbering = normal_pattern(pattern), self.activations.numbering
         try:
-            unification = unify(pattern, formula, gated[0], index, alike)
+            unification = unify(pattern, formula, gated[0], index, numbering)
         except NoMatch as error:
             if error.at is not None and error.at.op is not None and error.at.op.state.grad_enabled != grad:
                 raise NoMatch("grad mode changes inside it", error.at, error.progress, NO_GRAD) from error
@@ -207,7 +207,7 @@ class _Search:
                 f"the activation is {unification.activation}, none that the op knows",
                 advice=f"the op knows {', '.join(sorted(pattern.activations))}",
             )
-        visited = {value: tuple(reader.current(i) for i in at) for value, at in reader.visited.items()}
+        visited = {value: tuple(reader.axes.current(i) for i in at) for value, at in reader.visited.items()}
         return Match(
             pattern,
             scope,
@@ -218,8 +218,9 @@ class _Search:
             addends,
             gated[0],
             visited,
+            frozenset(reader.axes.pieced),
             self.tape.hints,
-            alike,
+            numbering,
         )
 
 

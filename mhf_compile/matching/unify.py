@@ -26,8 +26,8 @@ from mhf_compile.matching.reasons import (
 )
 from mhf_compile.notation import Axis, Func, Index, Leaf, Size, Term
 from mhf_compile.patterns import Pattern
-from mhf_compile.patterns.pattern import RESULT, Kind
-from mhf_compile.reading.numbering import Alike
+from mhf_compile.patterns.pattern import RESULT, OperandKind
+from mhf_compile.reading.numbering import ValueNumbering
 from mhf_compile.tape.tape import Value
 
 SCORE = "score"
@@ -183,7 +183,7 @@ def unify(
     formula: tuple[Names, tuple[Index, ...], Term],
     term: Term,
     index: tuple[Index, ...],
-    alike: Alike,
+    numbering: ValueNumbering,
 ) -> Unification:
     """How a term is the pattern's formula. Raises NoMatch with the reason that goes furthest.
 
@@ -192,10 +192,10 @@ def unify(
         formula: its leaves' names, the index of its result, and its term.
         term: the program's term.
         index: the index of its entry.
-        alike: tells which values of the program are computed alike.
+        numbering: tells which values of the program are computed alike.
     """
     names, _, goal = formula
-    unifier, roles = _Unifier(pattern, names), _Roles(pattern, alike)
+    unifier, roles = _Unifier(pattern, names), _Roles(pattern, numbering)
     refusal = other_factors(goal, term)
     for state in unifier.terms(goal, term, _State()):
         try:
@@ -208,19 +208,20 @@ def unify(
 class _Roles:
     """The axes of an assignment, by the operands they occur in."""
 
-    def __init__(self, pattern: Pattern, alike: Alike) -> None:
+    def __init__(self, pattern: Pattern, numbering: ValueNumbering) -> None:
         self.pattern = pattern
-        self.alike = alike
+        self.numbering = numbering
         self.occurs = {
             letter: pattern.occurrences(letter) | ({SCORE} if role.is_contracted else set())
             for letter, role in pattern.roles.items()
         }
-        self.shared = {*pattern.of(Kind.INPUT), RESULT}
+        self.shared = {*pattern.of(OperandKind.INPUT), RESULT}
 
     def assign(self, state: _State, index: tuple[Index, ...]) -> Unification:
         """The operands and roles of an assignment. Raises NoMatch."""
         operands = {
-            name: self._operand(name, placed) for name, placed in _aligned(state.leaves, self.alike).items()
+            name: self._operand(name, placed)
+            for name, placed in _aligned(state.leaves, self.numbering).items()
         }
         roles: dict[str, list[Axis]] = {role: [] for role in self.pattern.roles}
         inner = {axis for all_placed in state.leaves.values() for one in all_placed for axis in one.bound}
@@ -260,7 +261,7 @@ class _Roles:
         if name != self.pattern.product:
             leaves, twins = leaves[:1], leaves[1:]
             for twin in twins:
-                if not (twin.index == leaves[0].index and _same_tensor(self.alike, twin, leaves[0])):
+                if not (twin.index == leaves[0].index and _same_tensor(self.numbering, twin, leaves[0])):
                     raise differing(leaves[0], twin)
         for leaf in (*leaves, *divisors):
             if len(set(leaf.axes)) != len(leaf.axes):
@@ -284,9 +285,9 @@ class _Roles:
         return min(exact, key=lambda role: len(self.occurs[role] - present))
 
 
-def _same_tensor(alike: Alike, a: Leaf, b: Leaf) -> bool:
+def _same_tensor(numbering: ValueNumbering, a: Leaf, b: Leaf) -> bool:
     if isinstance(a.value, Value) and isinstance(b.value, Value):
-        return alike(a.value, b.value)
+        return numbering.same(a.value, b.value)
     return a.value == b.value
 
 
@@ -300,13 +301,13 @@ def _occurrences(operands: Mapping[str, Operand], index: tuple[Index, ...]) -> d
     return present
 
 
-def _aligned(leaves: Assignment, alike: Alike) -> Assignment:
+def _aligned(leaves: Assignment, numbering: ValueNumbering) -> Assignment:
     """The leaves, with the axes that gate and up sum over made one: the shared leaf has it in one place."""
     names: dict[Axis, Index] = {}
     for placed in leaves.values():
         (first, _, bound, _), *others = placed
         for leaf, _, own, _ in others:
-            if not _same_tensor(alike, leaf, first) or len(leaf.index) != len(first.index):
+            if not _same_tensor(numbering, leaf, first) or len(leaf.index) != len(first.index):
                 continue
             for a, b in zip(first.index, leaf.index, strict=True):
                 for (stride, axis), (other_stride, other) in zip(a.digits, b.digits, strict=False):

@@ -9,17 +9,8 @@ Sizes are ints, or sympy expressions for sizes that Dynamo keeps symbolic. Arith
 asks the shape environment anything, so it cannot add a guard.
 """
 
-from mhf_compile.notation.index import (
-    Axis,
-    Digit,
-    Index,
-    Split,
-    Unreadable,
-    by_stride,
-    divide,
-    flatten,
-    unflatten,
-)
+from mhf_compile.notation.axes import Axes
+from mhf_compile.notation.index import Axis, Digit, Index, Unreadable, by_stride, flatten
 from mhf_compile.notation.sizes import UNTOLD, Size, at_most, known, product, quotient, size_of, times
 from mhf_compile.notation.terms import (
     ONE,
@@ -32,15 +23,18 @@ from mhf_compile.notation.terms import (
     deltas,
     equation,
     leaves,
+    mapped,
+    numbered,
     pinned,
     renamed,
-    resolved,
     substitute,
+    walk,
 )
 
 __all__ = [
     "ONE",
     "UNTOLD",
+    "Axes",
     "Axis",
     "Delta",
     "Digit",
@@ -49,25 +43,24 @@ __all__ = [
     "Index",
     "Leaf",
     "Size",
-    "Split",
     "Tensor",
     "Term",
     "Unreadable",
     "at_most",
     "by_stride",
     "deltas",
-    "divide",
     "equation",
     "flatten",
     "known",
     "leaves",
+    "mapped",
+    "numbered",
     "pinned",
     "product",
     "quotient",
     "renamed",
-    "resolved",
     "size_of",
     "substitute",
     "times",
-    "unflatten",
+    "walk",
 ]

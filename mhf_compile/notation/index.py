@@ -6,10 +6,10 @@ Views, permutations, slices, chunks and expansions only rearrange digits.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from mhf_compile.notation.sizes import Size, at_most, quotient, size_of, times
+from mhf_compile.notation.sizes import Size, size_of, times
 
 
 class Unreadable(Exception):
@@ -19,19 +19,12 @@ class Unreadable(Exception):
 _serial = itertools.count()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Axis:
-    """An axis of iteration, 0 <= axis < size. Axes are equal only to themselves.
+    """An axis of iteration, 0 <= axis < size. Axes are equal only to themselves."""
 
-    ``pieced`` is one that was put together from pieces, or read in pieces, whose sizes are numbers in the
-    program.
-    """
-
-    __slots__ = ("name", "pieced", "size")
-
-    def __init__(self, size: Size, name: str = "", pieced: bool = False) -> None:
-        self.size = size
-        self.pieced = pieced
-        self.name = name or f"a{next(_serial)}"
+    size: Size
+    name: str = field(default_factory=lambda: f"a{next(_serial)}")
 
     def __repr__(self) -> str:
         return self.name
@@ -116,50 +109,3 @@ def flatten(indices: Sequence[Index], shape: Sequence[Size]) -> Index:
         digits = [*scaled.digits, *digits]
         stride = times(stride, size)
     return Index(size_of(offset), tuple(digits))
-
-
-Split = Callable[[Axis, Size], Index]
-"""split(axis, low): cut an axis into two digits, the lower of size low, everywhere."""
-
-
-def divide(index: Index, size: Size, split: Split) -> tuple[Index, Index]:
-    """(high, low) with ``index = high * size + low`` and ``0 <= low < size`` for all axes.
-
-    Raises Unreadable where the digits do not fall apart at ``size``.
-    """
-    if size == 0:
-        raise Unreadable("a dimension of size 0")
-    high: list[Digit] = []
-    low: list[Digit] = []
-    for stride, axis in index.digits:
-        step = quotient(stride, size)
-        if step is not None:
-            high.append((step, axis))
-        elif at_most(times(stride, axis.size), size):
-            low.append((stride, axis))
-        else:
-            radix = quotient(size, stride)
-            if radix is None or quotient(axis.size, radix) is None:
-                raise Unreadable(f"{axis} of size {axis.size} is cut at {size}")
-            (_, upper), (_, lower) = split(axis, radix).digits
-            high.append((1, upper))
-            low.append((stride, lower))
-    if index.offset == 0:
-        carry, rest = 0, 0
-    elif isinstance(index.offset, int) and isinstance(size, int):
-        carry, rest = divmod(index.offset, size)
-    else:
-        raise Unreadable("a symbolic offset")
-    remainder = Index(rest, tuple(low))
-    if not at_most(remainder.last, size_of(size - 1)):
-        raise Unreadable(f"{remainder} runs past {size}")
-    return Index(carry, tuple(high)), remainder
-
-
-def unflatten(index: Index, shape: Sequence[Size], split: Split) -> tuple[Index, ...]:
-    """The indices in a shape of a row-major position. Raises Unreadable."""
-    indices: list[Index] = []
-    for size in reversed(shape[1:]):
-        index, low = divide(index, size, split)
-        indices.append(low)
-    return (index, *reversed(indices)) if shape else ()

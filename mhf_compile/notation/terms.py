@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from typing import Protocol
 
 from mhf_compile.notation.index import Axis, Index, Unreadable
@@ -51,6 +52,11 @@ class Func:
         if isinstance(self.argument, Leaf):
             return self.argument.axes
         return tuple(dict.fromkeys(axis for term in self.argument for axis in term.free))
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The sum that it is a function of; nothing of an entry."""
+        return () if isinstance(self.argument, Leaf) else self.argument
 
     def __repr__(self) -> str:
         inner = self.argument if isinstance(self.argument, Leaf) else equation(self.argument)
@@ -101,69 +107,83 @@ def equation(terms: Sequence[Term]) -> str:
     return " + ".join(map(repr, terms)) or "0"
 
 
-def leaves(factors: Sequence[Factor]) -> Iterator[Leaf]:
-    """Every leaf of some factors, those inside functions too."""
+# -- visiting and rebuilding ---------------------------------------------------------------------------------
+
+
+def walk(factors: Sequence[Factor]) -> Iterator[Factor]:
+    """Every factor, each function before those inside it."""
     for factor in factors:
-        if isinstance(factor, Leaf):
-            yield factor
-        elif isinstance(factor, Func):
+        yield factor
+        if isinstance(factor, Func):
             if isinstance(factor.argument, Leaf):
                 yield factor.argument
-            else:
-                for term in factor.argument:
-                    yield from leaves(term.factors)
+            for term in factor.terms:
+                yield from walk(term.factors)
+
+
+def mapped(
+    term: Term,
+    leaf: Callable[[Leaf], Leaf] = lambda leaf: leaf,
+    delta: Callable[[Delta], Sequence[Factor]] = lambda delta: (delta,),
+    bound: Callable[[Axis], Sequence[Axis]] = lambda axis: (axis,),
+) -> Term:
+    """A term with its leaves, deltas and bound axes replaced, in the order of ``walk``; functions stay."""
+    factors: list[Factor] = []
+    for factor in term.factors:
+        if isinstance(factor, Leaf):
+            factors.append(leaf(factor))
+        elif isinstance(factor, Delta):
+            factors += delta(factor)
+        elif isinstance(factor.argument, Leaf):
+            factors.append(Func(factor.name, leaf(factor.argument)))
+        else:
+            inner = tuple([mapped(t, leaf, delta, bound) for t in factor.argument])
+            factors.append(Func(factor.name, inner))
+    return Term(term.coefficient, tuple(factors), tuple([own for axis in term.bound for own in bound(axis)]))
+
+
+def leaves(factors: Sequence[Factor]) -> Iterator[Leaf]:
+    """Every leaf of some factors, those inside functions too."""
+    return (factor for factor in walk(factors) if isinstance(factor, Leaf))
+
+
+def reindexed(term: Term, change: Callable[[Index], Index]) -> Term:
+    """A term with every index changed; bound axes become the axes of theirs. Raises Unreadable."""
+
+    def leaf(leaf: Leaf) -> Leaf:
+        return Leaf(leaf.value, tuple([change(index) for index in leaf.index]))
+
+    def delta(delta: Delta) -> Sequence[Factor]:
+        match change(Index.over(delta.axis)), change(delta.index):
+            case Index(0, ((1, axis),)), index:
+                return (Delta(axis, index),)
+            case where, Index(constant, ()):
+                return deltas(where, constant)
+        raise Unreadable(f"{delta} where {delta.axis} is cut")
+
+    return mapped(term, leaf, delta, lambda axis: change(Index.over(axis)).axes)
 
 
 def substitute(term: Term, axes: Mapping[Axis, Index]) -> Term:
-    """A term with axes replaced by indices; bound axes by the axes of their index."""
-
-    def visit(factor: Factor) -> Factor:
-        match factor:
-            case Leaf(value, index):
-                return Leaf(value, tuple(i.substitute(axes) for i in index))
-            case Func(name, Leaf() as leaf):
-                inner = visit(leaf)
-                assert isinstance(inner, Leaf)
-                return Func(name, inner)
-            case Func(name, argument):
-                return Func(name, tuple(substitute(t, axes) for t in argument))  # type: ignore[union-attr]
-        return factor
-
-    factors: list[Factor] = []
-    for factor in term.factors:
-        if isinstance(factor, Delta) and factor.axis in axes and not factor.index.digits:
-            factors.extend(deltas(axes[factor.axis], factor.index.offset))
-        elif isinstance(factor, Delta):
-            if factor.axis in axes:
-                raise Unreadable(f"{factor} where {factor.axis} is cut")
-            factors.append(Delta(factor.axis, factor.index.substitute(axes)))
-        else:
-            factors.append(visit(factor))
-    bound = [a for axis in term.bound for a in (axes[axis].axes if axis in axes else (axis,))]
-    return replace(term, factors=tuple(factors), bound=tuple(bound))
+    """A term with axes replaced by indices. Raises Unreadable."""
+    return reindexed(term, lambda index: index.substitute(axes))
 
 
 def renamed(term: Term, name: Callable[[Tensor], Tensor]) -> Term:
     """A term with other tensors in place of those that its factors are entries of."""
-
-    def visit(factor: Factor) -> Factor:
-        match factor:
-            case Leaf(value, index):
-                return Leaf(name(value), index)
-            case Func(called, Leaf(value, index)):
-                return Func(called, Leaf(name(value), index))
-            case Func(called, tuple() as inner):
-                return Func(called, tuple(renamed(t, name) for t in inner))
-        return factor
-
-    return replace(term, factors=tuple(map(visit, term.factors)))
+    return mapped(term, lambda leaf: Leaf(name(leaf.value), leaf.index))
 
 
-def resolved(term: Term, splits: Mapping[Axis, Index]) -> Term:
-    """A term in which the axes that were split, and those that they were split into, are their digits."""
-    while inside := {axis: splits[axis] for f in term.factors for axis in f.axes if axis in splits}:
-        term = substitute(term, inside)
-    return term
+def numbered(term: Term) -> Term:
+    """A term whose bound axes are known by their place and size: equal for terms that differ in axes only."""
+    inside = (f for f in walk(term.factors) if isinstance(f, Func))
+    bound = (axis for t in (term, *(t for f in inside for t in f.terms)) for axis in t.bound)
+    return substitute(term, {axis: Index.over(_number(n, axis.size)) for n, axis in enumerate(bound)})
+
+
+@cache
+def _number(number: int, size: Size) -> Axis:
+    return Axis(size, f"#{number}")
 
 
 def pinned(term: Term) -> Term:
@@ -185,7 +205,7 @@ def deltas(index: Index, constant: Size) -> tuple[Delta, ...]:
     """
     if not all(isinstance(number, int) for number in (constant, index.offset, *(s for s, _ in index.digits))):
         raise Unreadable("a piece at a symbolic position")
-    found: list[Delta] = []
+    digits: list[Delta] = []
     remaining = int(constant) - int(index.offset)
     for position, (stride, axis) in enumerate(index.digits):
         below = Index(0, index.digits[position + 1 :])
@@ -194,7 +214,7 @@ def deltas(index: Index, constant: Size) -> tuple[Delta, ...]:
         digit, remaining = divmod(remaining, int(stride))
         if not 0 <= digit < axis.size:
             raise LookupError(constant)
-        found.append(Delta(axis, Index(digit)))
+        digits.append(Delta(axis, Index(digit)))
     if remaining:
         raise LookupError(constant)
-    return tuple(found)
+    return tuple(digits)

@@ -40,7 +40,7 @@ class Role:
     is_required: bool = False
 
 
-class Kind(Enum):
+class OperandKind(Enum):
     """What an operand is in a pattern.
 
     INPUT: others are broadcast over an axis that it and the result have, and it over none.
@@ -68,7 +68,7 @@ class Slot:
 
     dims: tuple[str, ...]
     words: str
-    kind: Kind
+    kind: OperandKind
     is_optional: bool = False
 
     @property
@@ -120,7 +120,7 @@ class Pattern:
     @cached_property
     def broadcast(self) -> tuple[str, ...]:
         """The roles over which weights may be broadcast: those of the result that all inputs have."""
-        inputs = {RESULT, *self.of(Kind.INPUT)}
+        inputs = {RESULT, *self.of(OperandKind.INPUT)}
         return tuple(role for role in self.roles if inputs <= self.occurrences(role))
 
     @cached_property
@@ -131,10 +131,10 @@ class Pattern:
     @cached_property
     def product(self) -> str:
         """The operand that takes up any further factor of the right axes."""
-        (name,) = self.of(Kind.FACTOR)
+        (name,) = self.of(OperandKind.FACTOR)
         return name
 
-    def of(self, kind: Kind) -> list[str]:
+    def of(self, kind: OperandKind) -> list[str]:
         """The operands of a kind, in order."""
         return [name for name, slot in self.operands.items() if slot.kind is kind]
 

@@ -27,19 +27,13 @@ from mhf_compile.reading.expression import (
     times,
     varies,
 )
-from mhf_compile.reading.numbering import Alike
+from mhf_compile.reading.numbering import ValueNumbering
 from mhf_compile.reading.reader import DTYPES, Reader, entry_axes
-from mhf_compile.reading.rules import RULES, Rule
+from mhf_compile.reading.rules import ALGEBRA, ELEMENTWISE, PARTS, RULES, Kind, Rule
 from mhf_compile.tape.tape import Op, Tape, Value
-
-_PARTS = frozenset(["exp", "erf", "erfc", "reciprocal", "abs", "log", "sqrt", "rsqrt", "sin", "cos"])
-"""Functions that are parts of activations, or of norms, but none themselves."""
 
 FINAL = frozenset(["silu", "gelu", "gelu_tanh", "relu_squared", "identity"])
 """Activations that are no part of another one."""
-
-ELEMENTWISE = ("move", "linear", "function", "constant")
-"""Kinds of rules by which an entry depends on one entry of each argument."""
 
 DEPTH = 12
 """Operations that an expression is followed down."""
@@ -86,36 +80,37 @@ class Activations:
         self._scores: set[Value] = set()  # linear in a product
         self._arguments: dict[Value, Value] = {}  # the score that an activation without a rule is of
         self._sources: dict[Value, frozenset[Value]] = {}  # what a value is made of, element by element
-        self.alike = Alike(tape)
+        self.numbering = ValueNumbering(tape)
         reader = Reader()
         for value in tape.values:
             rule = reader.rule(value)
             if value.op is None:
                 continue
             if rule is None or (
-                rule.kind == "function" and reader.apply(Leaf(value, entry_axes(value))) is None
+                rule.kind is Kind.FUNCTION and reader.definition(Leaf(value, entry_axes(value))) is None
             ):
                 self._foreign(value, value.op)
                 continue
             if self._is_score(value.op):
                 self._scores.add(value)
-            if rule.kind in (*ELEMENTWISE, "join"):
+            if rule.kind in ELEMENTWISE | {Kind.JOIN}:
                 inputs = map(self._sources_of, value.op.inputs)
                 self._sources[value] = frozenset[Value]().union(*inputs)
-            if rule.kind == "function" or not self._curved.isdisjoint(value.op.inputs):
+            if rule.kind is Kind.FUNCTION or not self._curved.isdisjoint(value.op.inputs):
                 self._follow(reader, value, rule)
-            elif value.op.name == "mul" and self._scores.issuperset(value.op.args):
+            elif rule.kind is Kind.MULTIPLY and self._scores.issuperset(value.op.args):
                 self.anchors[value] = "identity"
 
     def _is_score(self, op: Op) -> bool:
         """Whether an operation gives a product of tensors summed over an axis, or something linear in one."""
         kind, inputs = RULES[op.name].kind, op.inputs
-        if kind in ("product", "sum"):
-            return kind == "product" or any(v.op is not None and v.op.name == "mul" for v in inputs)
-        if op.name in ("mul", "div", "pow", "addcmul") and len(inputs) != 1:
+        if kind is Kind.SUM:
+            return any(_kind(value) is Kind.MULTIPLY for value in inputs)
+        if kind in ALGEBRA - {Kind.ADD} and len(inputs) != 1:
             return False
-        every = all if kind == "join" else any
-        return kind in ("move", "join", "linear") and every(v in self._scores for v in inputs)
+        every = all if kind is Kind.JOIN else any
+        linear = kind in ALGEBRA | {Kind.MOVE, Kind.JOIN} and every(v in self._scores for v in inputs)
+        return kind is Kind.CONTRACT or linear
 
     def _foreign(self, value: Value, op: Op) -> None:
         """Note an elementwise operation that no rule reads, on a score: it is none that the op knows."""
@@ -127,26 +122,26 @@ class Activations:
             self._arguments[value] = scores[0]
 
     def _sources_of(self, value: Value) -> frozenset[Value]:
-        return self._sources.get(value) or frozenset([self.alike.first[value]])
+        return self._sources.get(value) or frozenset([self.numbering.first[value]])
 
     def _may_complete(self, op: Op, rule: Rule) -> bool:
         """Whether an operation has one tensor, a quotient's function in it, or two with a common source."""
         sources = [self._sources_of(value) for value in op.inputs]
         pairs = itertools.combinations(sources, 2)
-        return len(sources) == 1 or op.name == "div" or not all(a.isdisjoint(b) for a, b in pairs)
+        return len(sources) == 1 or rule.kind is Kind.DIVIDE or not all(a.isdisjoint(b) for a, b in pairs)
 
     def _follow(self, reader: Reader, value: Value, rule: Rule) -> None:
         """Note whether a value that is elementwise in a function completes an activation."""
         assert value.op is not None
-        if rule.kind == "move":
+        if rule.kind is Kind.MOVE:
             self._curved.add(value)
-        if rule.kind not in ("function", "linear"):
+        if rule.kind not in ALGEBRA | {Kind.FUNCTION}:
             return
-        found = None
-        if rule.kind == "function" or self._may_complete(value.op, rule):
-            found = self._complete(reader, Leaf(value, entry_axes(value)))
-        if found is not None:
-            product, known = found
+        completed = None
+        if rule.kind is Kind.FUNCTION or self._may_complete(value.op, rule):
+            completed = self._complete(reader, Leaf(value, entry_axes(value)))
+        if completed is not None:
+            product, known = completed
             inside = {leaf.value for leaf in product.path}
             for part in inside & self.anchors.keys():
                 assert isinstance(part, Value)
@@ -154,7 +149,8 @@ class Activations:
                     del self.anchors[part]
             self.anchors[value] = known.name
         is_sum = rule.products is not None and sum(map(bool, rule.products(value.op))) > 1
-        if (found is None and not is_sum) or (found is not None and found[1].name not in FINAL):
+        ends = is_sum if completed is None else completed[1].name in FINAL
+        if not ends:
             self._curved.add(value)
 
     def read(self, reader: Reader, anchor: Leaf) -> list[Term]:
@@ -164,15 +160,15 @@ class Activations:
             argument = Leaf(self._arguments[anchor.value], anchor.index)
             reader.visit(anchor)
             return [Term(factors=(Func(self.anchors[anchor.value], (Term(factors=(argument,)),)),))]
-        found = self._complete(reader, anchor, self.anchors[anchor.value])
-        if found is None:  # the product of two scores
+        completed = self._complete(reader, anchor, self.anchors[anchor.value])
+        if completed is None:  # the product of two scores
             if self.anchors[anchor.value] != "identity":
                 raise Unreadable("a gradient is stopped inside the activation, by detach or no_grad")
-            (term,) = reader.apply(anchor) or []
+            (term,) = reader.definition(anchor) or []
             gate, *rest = term.factors
             assert isinstance(gate, Leaf)
-            found = _Product(gate, rest=rest, path=[anchor]), Known("identity", term.coefficient)
-        product, known = found
+            completed = _Product(gate, rest=rest, path=[anchor]), Known("identity", term.coefficient)
+        product, known = completed
         reader.visit(*product.path)
         factors: list[Factor] = [Func(known.name, (Term(known.scale, (product.x,)),))]
         for other in product.rest:
@@ -196,7 +192,7 @@ class Activations:
             named = known.name in ACTIVATIONS
             if wanted is not None and known.name != wanted:
                 continue
-            if not named and x.value not in self._scores and functions(product.inside) <= _PARTS:
+            if not named and x.value not in self._scores and functions(product.inside) <= PARTS:
                 continue
             if named and not product.rest:
                 return product, known
@@ -227,7 +223,7 @@ class Activations:
     def _cut(self, reader: Reader, leaf: Leaf, product: _Product, depth: int) -> None:
         """Multiply an entry in: what depends on ``product.x`` only goes inside, the rest beside it."""
         path: list[Leaf] = []
-        expression = _expression(reader, self.alike, leaf, product.x, path, DEPTH)
+        expression = _expression(reader, self.numbering, leaf, product.x, path, DEPTH)
         if expression is not None:
             return product.take(expression, path)
         parts = _Product(product.x, path=[leaf])
@@ -238,7 +234,7 @@ class Activations:
                     if isinstance(factor, Leaf):
                         self._cut(reader, factor, parts, depth - 1)
                     elif (
-                        call := _expression(reader, self.alike, factor, product.x, path, DEPTH)
+                        call := _expression(reader, self.numbering, factor, product.x, path, DEPTH)
                     ) is not None:
                         parts.take(call, path, count=2)
                     else:
@@ -251,32 +247,38 @@ class Activations:
         return None
 
 
+def _kind(value: Value) -> Kind | None:
+    rule = RULES.get(value.op.name) if value.op is not None else None
+    return rule.kind if rule is not None else None
+
+
 def _step(reader: Reader, leaf: Leaf, depth: int) -> list[Term] | None:
     """What an entry is made of by an elementwise operation or a rearrangement, else None."""
     rule = reader.rule(leaf.value) if isinstance(leaf.value, Value) else None
-    if rule is None or not depth or rule.kind not in (*ELEMENTWISE, "join"):
+    if rule is None or not depth or rule.kind not in ELEMENTWISE | {Kind.JOIN}:
         return None
-    terms = reader.apply(leaf)
-    return None if terms is not None and rule.kind == "join" and len(terms) > 1 else terms
+    terms = reader.definition(leaf)
+    return None if terms is not None and rule.kind is Kind.JOIN and len(terms) > 1 else terms
 
 
-def _same_entry(reader: Reader, alike: Alike, a: Leaf, b: Leaf) -> bool:
+def _same_entry(reader: Reader, numbering: ValueNumbering, a: Leaf, b: Leaf) -> bool:
     """Whether two leaves are the same entry of values that are computed alike."""
     assert isinstance(a.value, Value) and isinstance(b.value, Value)
-    return alike(a.value, b.value) and [*map(reader.current, a.index)] == [*map(reader.current, b.index)]
+    current = reader.axes.current
+    return numbering.same(a.value, b.value) and [*map(current, a.index)] == [*map(current, b.index)]
 
 
 def _expression(
-    reader: Reader, alike: Alike, factor: Factor, x: Leaf, path: list[Leaf], depth: int
+    reader: Reader, numbering: ValueNumbering, factor: Factor, x: Leaf, path: list[Leaf], depth: int
 ) -> Expression | None:
     """A factor as an expression in an entry, if it is one; what was read through is added to the path."""
     if isinstance(factor, Func):
         assert isinstance(factor.argument, Leaf)
-        argument = _expression(reader, alike, factor.argument, x, path, depth)
+        argument = _expression(reader, numbering, factor.argument, x, path, depth)
         return None if argument is None else ((ONE, (Call(factor.name, argument),)),)
     if not isinstance(factor, Leaf):
         return None
-    if _same_entry(reader, alike, factor, x):
+    if _same_entry(reader, numbering, factor, x):
         return ((ONE, (X(),)),)
     terms = _step(reader, factor, depth)
     if terms is None or len(terms) > TERMS:
@@ -286,10 +288,10 @@ def _expression(
     for term in terms:
         product: Expression = ((term.coefficient, ()),)
         for inner in term.factors:
-            found = _expression(reader, alike, inner, x, inside, depth - 1)
-            if found is None or len(product) * len(found) > TERMS:
+            expression = _expression(reader, numbering, inner, x, inside, depth - 1)
+            if expression is None or len(product) * len(expression) > TERMS:
                 return None
-            product = times(product, found)
+            product = times(product, expression)
         total += product
     path += inside
     return total
@@ -298,14 +300,16 @@ def _expression(
 def _canonical(reader: Reader, leaf: Leaf) -> Leaf:
     """The entry that an entry is, below all rearrangements."""
     while (
-        isinstance(leaf.value, Value) and (rule := reader.rule(leaf.value)) and rule.kind in ("move", "join")
+        isinstance(leaf.value, Value)
+        and (rule := reader.rule(leaf.value))
+        and rule.kind in (Kind.MOVE, Kind.JOIN)
     ):
-        match reader.apply(leaf):
+        match reader.definition(leaf):
             case [Term(1, (Leaf() as below,), ())]:
                 leaf = below
             case _:
                 break
-    return Leaf(leaf.value, tuple(reader.current(i) for i in leaf.index))
+    return Leaf(leaf.value, tuple(reader.axes.current(i) for i in leaf.index))
 
 
 def _operand(reader: Reader, factor: Factor) -> Factor | None:

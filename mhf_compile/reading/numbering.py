@@ -9,7 +9,7 @@ from mhf_compile.tape.recorder import repr_slices
 from mhf_compile.tape.tape import Tape, Value, convert
 
 
-class Alike:
+class ValueNumbering:
     """Tells which values of a tape are computed alike, and followed alike by autograd.
 
     What no rule knows the meaning of, such as random numbers, is like itself only.
@@ -27,7 +27,7 @@ class Alike:
             key = op.name, value.output, arguments, value.shape, value.dtype, value.requires_grad
             self.first[value] = made.setdefault(key, value)
 
-    def __call__(self, a: Value, b: Value) -> bool:
+    def same(self, a: Value, b: Value) -> bool:
         """Whether two values are computed alike."""
         return a is b or self.first[a] is self.first[b]
 

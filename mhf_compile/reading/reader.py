@@ -1,22 +1,23 @@
 """Read values of a tape as index notation, by the rules of their operations.
 
-``Reader.apply`` takes one step down; ``expand`` takes steps until every factor is one that its caller wants
+``Reader.definition`` takes one step down; ``expand`` takes steps until every factor is one that its caller wants
 to keep; ``operand`` follows an entry through rearrangements only.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain, pairwise
+from itertools import chain
 
 import torch
 
 from mhf_compile import notation
-from mhf_compile.notation import Axis, Delta, Factor, Func, Index, Leaf, Size, Tensor, Term, Unreadable
+from mhf_compile.notation import Axes, Axis, Delta, Factor, Func, Index, Leaf, Tensor, Term, Unreadable
 from mhf_compile.notation.fold import fold
-from mhf_compile.reading.rules import RULES, Indices, Rule, multiply
+from mhf_compile.reading.entries import Indices, multiply
+from mhf_compile.reading.rules import RULES, Kind, Rule
 from mhf_compile.tape.tape import Op, Value
 
 DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -30,19 +31,19 @@ FACTOR_LIMIT = 64
 
 
 @dataclass(frozen=True)
-class _Whole:
-    """What a join of pieces of one tensor is at an index: its entry, and what was passed on the way to it."""
+class _Rejoined:
+    """What a join of pieces of one tensor is at an index: its entry, and what is between the two."""
 
     index: Indices
     entry: Leaf
-    passed: list[Leaf]
+    between: list[Leaf]
 
 
 def _stops_gradient(value: Value, op: Op, grad: bool) -> bool:
     """Whether a gradient ends here: at a detach, and, where autograd is on, at what was made without it."""
     if (
         value.requires_grad
-        or RULES[op.name].kind == "constant"
+        or RULES[op.name].kind is Kind.CONSTANT
         or not any(v.requires_grad for v in op.inputs)
     ):
         return False
@@ -50,67 +51,32 @@ def _stops_gradient(value: Value, op: Op, grad: bool) -> bool:
 
 
 class Reader:
-    """Reads the values of one tape; keeps which values it read, at which index, and which axes it split."""
+    """Reads the values of one tape.
+
+    Args:
+        preference: of two values with the same entries, the one to take as an operand; equal ones: the one
+            that is computed first.
+        grad: whether autograd is on where the result is made.
+        sealed: whether a value may be the root of another match, which is not read into.
+
+    Attributes:
+        axes: those of what was read.
+        visited: the values that were read through, each with its index.
+    """
 
     def __init__(
         self,
-        fitness: Callable[[Value], int] = lambda value: 0,
+        preference: Callable[[Value], int] = lambda value: 0,
         grad: bool = False,
         sealed: Callable[[Value], bool] = lambda value: False,
     ) -> None:
         self.grad = grad
         self.sealed = sealed
-        self.fitness = fitness
-        self.splits: dict[Axis, Index] = {}
+        self.preference = preference
+        self.axes = Axes()
         self.visited: dict[Value, Indices] = {}
-        self.wholes: dict[Value, _Whole | None] = {}
-        self.passed: dict[Leaf, list[Leaf]] = {}  # the pieces between an entry of a join and what it is of
-
-    # -- axes
-
-    def split(self, axis: Axis, low: Size) -> Index:
-        """Cut an axis into two digits, everywhere."""
-        high = notation.quotient(axis.size, low)
-        assert high is not None
-        digits = ((low, Axis(high, pieced=axis.pieced)), (1, Axis(low, pieced=axis.pieced)))
-        self.splits[axis] = Index(0, digits)
-        return self.splits[axis]
-
-    def current(self, index: Index) -> Index:
-        """An index in terms of the axes as they are split by now."""
-        if not self.splits:
-            return index
-        while any(axis in self.splits for axis in index.axes):
-            index = index.substitute(self.splits)
-        return index
-
-    def resolve(self, term: Term) -> Term:
-        """A term in terms of the axes as they are split by now."""
-        if not self.splits:
-            return term
-        return notation.substitute(term, {axis: self.current(Index.over(axis)) for axis in self.splits})
-
-    def divide(self, index: Index, size: Size) -> tuple[Index, Index]:
-        """(high, low) of an index, as ``notation.divide``, splitting axes everywhere."""
-        return notation.divide(index, size, self.split)
-
-    def reshape(self, index: Indices, shape: Sequence[Size], target: Sequence[Size]) -> Indices:
-        """The same row-major position in another shape, by runs of dimensions that have as many entries."""
-        kept = [position for position, size in zip(index, shape, strict=True) if size != 1]
-        shape = [size for size in shape if size != 1]
-        goal = [size for size in target if size != 1]
-        ends = {count: j for j, count in enumerate(accumulate(goal, notation.times), 1) if count != 0}
-        cuts = [(i, ends[n]) for i, n in enumerate(accumulate(shape, notation.times), 1) if n in ends]
-        whole = len(shape), len(goal)
-        moved: list[Index] = []
-        for (i, j), (last, end) in pairwise([(0, 0), *(cut for cut in cuts if cut != whole), whole]):
-            if last == i + 1 and end == j + 1:
-                moved.append(kept[i])
-            elif end > j:
-                flat = notation.flatten(kept[i:last], shape[i:last])
-                moved += notation.unflatten(flat, goal[j:end], self.split)
-        remaining = iter(moved)
-        return tuple(Index() if size == 1 else next(remaining) for size in target)
+        self._rejoined: dict[Value, _Rejoined | None] = {}
+        self._between: dict[Leaf, list[Leaf]] = {}  # what is between an entry of a join and what it is of
 
     # -- rules
 
@@ -127,47 +93,47 @@ class Reader:
             return None
         return RULES[op.name]
 
-    def apply(self, leaf: Leaf) -> list[Term] | None:
+    def definition(self, leaf: Leaf) -> list[Term] | None:
         """What an entry is made of, one operation down; None where that cannot be said."""
         value = leaf.value
         assert isinstance(value, Value)
         rule = self.rule(value)
         if rule is None or value.op is None:
             return None
-        index = tuple(self.current(i) for i in leaf.index)
-        if rule.kind == "join" and (whole := self._whole(value, value.op, rule)) is not None:
+        index = tuple(self.axes.current(i) for i in leaf.index)
+        if rule.kind is Kind.JOIN and (rejoined := self._rejoin(value, value.op, rule)) is not None:
             with contextlib.suppress(Unreadable):
-                entry, *self.passed[leaf] = self._at(whole, index)
+                entry, *self._between[leaf] = self._at(rejoined, index)
                 return [Term(factors=(entry,))]
         try:
-            return rule.read(value.op, value.output, index, self)
+            return rule.read(value.op, value.output, index, self.axes)
         except (Unreadable, LookupError):
             return None
 
     def operand(self, leaf: Leaf) -> Leaf | None:
         """The tensor that an entry comes from by rearrangement only; None for a zero.
 
-        Of the fittest tensors on the way it is the deepest, so that equal entries get equal leaves. What is
+        Of the preferred tensors on the way it is the deepest, so that equal entries get equal leaves. What is
         joined into a sealed value, which may be the root of another match, is not taken from inside it.
         """
-        found, path = leaf, list[Leaf]()
+        chosen, path = leaf, list[Leaf]()
         while True:
-            assert isinstance(leaf.value, Value) and isinstance(found.value, Value)
+            assert isinstance(leaf.value, Value) and isinstance(chosen.value, Value)
             rule = self.rule(leaf.value)
-            open_join = rule is not None and rule.kind == "join" and not self.sealed(leaf.value)
-            through = open_join or (rule is not None and rule.kind in ("move", "constant"))
-            terms = self.apply(leaf) if through else None
+            open_join = rule is not None and rule.kind is Kind.JOIN and not self.sealed(leaf.value)
+            through = open_join or (rule is not None and rule.kind in (Kind.MOVE, Kind.CONSTANT))
+            terms = self.definition(leaf) if through else None
             if terms == []:
                 self.visit(*path, leaf)
                 return None
             entry = _same_entry(terms)
             if entry is None:
-                return Leaf(found.value, tuple(self.current(i) for i in found.index))
+                return Leaf(chosen.value, tuple(self.axes.current(i) for i in chosen.index))
             path.append(leaf)
             leaf = entry
             assert isinstance(leaf.value, Value)
-            if self.fitness(leaf.value) >= self.fitness(found.value):
-                found = leaf
+            if self.preference(leaf.value) >= self.preference(chosen.value):
+                chosen = leaf
                 self.visit(*path)
                 path.clear()
 
@@ -175,69 +141,69 @@ class Reader:
         """The number that an entry is, of a tensor that is filled with it."""
         *path, below = self._moved(leaf)
         rule = self.rule(below.value) if isinstance(below.value, Value) else None
-        terms = self.apply(below) if rule is not None and rule.kind == "constant" else None
+        terms = self.definition(below) if rule is not None and rule.kind is Kind.CONSTANT else None
         if terms is None or any(term.factors for term in terms):
             return None
         self.visit(*path, below)
         return terms
 
-    def _whole(self, value: Value, op: Op, rule: Rule) -> _Whole | None:
+    def _rejoin(self, value: Value, op: Op, rule: Rule) -> _Rejoined | None:
         """The one tensor that a join is a rearrangement of, if it is."""
-        if value not in self.wholes:
-            index, self.wholes[value] = entry_axes(value), None
+        if value not in self._rejoined:
+            index, self._rejoined[value] = entry_axes(value), None
             with contextlib.suppress(Unreadable, LookupError):
-                self.wholes[value] = self._made_up(index, rule.read(op, value.output, index, self))
-        return self.wholes[value]
+                self._rejoined[value] = self._made_up(index, rule.read(op, value.output, index, self.axes))
+        return self._rejoined[value]
 
-    def _made_up(self, index: Indices, terms: list[Term]) -> _Whole | None:
+    def _made_up(self, index: Indices, terms: list[Term]) -> _Rejoined | None:
         """The nearest tensor that all terms are entries of, where they are one of its. Raises Unreadable."""
         pieces = [f.value for t in terms for f in t.factors if isinstance(f, Leaf)]
         if not len(pieces) == len(terms) > 1:
             return None
         first, *others = ([*self._sources(piece)] for piece in pieces)
         common = next((value for value in first if all(value in way for way in others)), None)
-        passed: list[Leaf] = []
+        between: list[Leaf] = []
 
         def below(factor: Factor) -> Factor:
             for leaf in self._moved(factor) if isinstance(factor, Leaf) else ():
                 if leaf.value is common:
                     return leaf
-                passed.append(leaf)
+                between.append(leaf)
             return factor
 
         if common is None:
             return None
         read = [replace(t, factors=tuple(map(below, t.factors))) for t in terms]
-        splits = dict(self.splits)
-        entry = _same_entry(fold([self.resolve(t) for t in read], splits))
+        terms, cuts = fold([self.axes.resolve(t) for t in read])
+        entry = _same_entry(terms)
         if entry is None or entry.value is not common:
             return None
-        self.splits.update(splits)
-        return _Whole(index, entry, passed)
+        self.axes.adopt(cuts)
+        return _Rejoined(index, entry, between)
 
-    def _at(self, whole: _Whole, index: Indices) -> list[Leaf]:
-        """The entry of a whole, and of what was passed, at another index; its axes may be pieced then.
+    def _at(self, rejoined: _Rejoined, index: Indices) -> list[Leaf]:
+        """The entry that a join is, and those between, at another index, whose axes are then pieced.
 
         Raises Unreadable.
         """
         at: dict[Axis, Index] = {}
 
         def place(axis: Axis, index: Index) -> None:
-            if axis not in self.splits:
+            cut = self.axes.cuts.get(axis)
+            if cut is None:
                 at[axis] = index
-            for stride, digit in self.splits[axis].digits if axis in self.splits else ():
-                high, index = self.divide(index, stride)
+            for stride, digit in cut.digits if cut is not None else ():
+                high, index = self.axes.divide(index, stride)
                 place(digit, high)
 
-        for own, other in zip(whole.index, index, strict=True):
+        for own, other in zip(rejoined.index, index, strict=True):
             for axis in own.axes:
                 place(axis, other)
-            if any(axis.pieced for axis in self.current(own).axes):
-                for axis in self.current(other).axes:
-                    axis.pieced = True
+            if not self.axes.pieced.isdisjoint(self.axes.current(own).axes):
+                self.axes.pieced.update(self.axes.current(other).axes)
         return [
-            Leaf(leaf.value, tuple(self.current(i).substitute(at) for i in leaf.index))
-            for leaf in (whole.entry, *whole.passed)
+            Leaf(leaf.value, tuple(self.axes.current(i).substitute(at) for i in leaf.index))
+            for leaf in (rejoined.entry, *rejoined.between)
         ]
 
     def _sources(self, value: Tensor | None) -> Iterator[Value]:
@@ -245,7 +211,7 @@ class Reader:
         while isinstance(value, Value):
             yield value
             rule = self.rule(value)
-            if rule is None or rule.kind != "move" or rule.products is None or value.op is None:
+            if rule is None or rule.kind is not Kind.MOVE or rule.products is None or value.op is None:
                 return
             value = next(chain(*rule.products(value.op)), None)
 
@@ -255,14 +221,16 @@ class Reader:
         while entry is not None:
             yield entry
             rule = self.rule(entry.value) if isinstance(entry.value, Value) else None
-            entry = _same_entry(self.apply(entry)) if rule is not None and rule.kind == "move" else None
+            entry = (
+                _same_entry(self.definition(entry)) if rule is not None and rule.kind is Kind.MOVE else None
+            )
 
     def visit(self, *leaves: Leaf) -> None:
         """Note that values are read through."""
         for leaf in leaves:
             assert isinstance(leaf.value, Value)
             self.visited[leaf.value] = leaf.index
-            self.visit(*self.passed.get(leaf, ()))
+            self.visit(*self._between.get(leaf, ()))
 
     def expand(self, start: Leaf, step: Step) -> list[Term]:
         """Apply rules until a step keeps every factor: a sum of products. Raises Unreadable past a limit."""
@@ -278,12 +246,12 @@ class Reader:
             if len(term.factors) + len(pending) > FACTOR_LIMIT:
                 raise Unreadable(f"a product of more than {FACTOR_LIMIT} factors")
             (leaf, phase), rest = pending[0], pending[1:]
-            found = step(leaf, phase)
-            if isinstance(found, Leaf):
-                work.append((replace(term, factors=(*term.factors, found)), rest))
+            result = step(leaf, phase)
+            if isinstance(result, Leaf):
+                work.append((replace(term, factors=(*term.factors, result)), rest))
                 continue
             self.visit(leaf)
-            terms, phases = found
+            terms, phases = result
             for inner in reversed(terms):
                 kept = tuple(f for f in inner.factors if not isinstance(f, Leaf))
                 further = tuple((f, phases) for f in inner.factors if isinstance(f, Leaf))
@@ -347,7 +315,7 @@ def read(value: Value, index: Indices | None = None, reader: Reader | None = Non
     index = index if index is not None else entry_axes(value)
 
     def step(leaf: Leaf, phase: str) -> Leaf | tuple[list[Term], str]:
-        terms = reader.apply(leaf)
+        terms = reader.definition(leaf)
         return leaf if terms is None else (terms, "all")
 
     def inside(factor: Factor) -> Factor:
@@ -360,7 +328,7 @@ def read(value: Value, index: Indices | None = None, reader: Reader | None = Non
         replace(t, factors=tuple(inside(f) for f in t.factors))
         for t in reader.expand(Leaf(value, index), step)
     ]
-    return [reader.resolve(term) for term in terms]
+    return [reader.axes.resolve(term) for term in terms]
 
 
 def entry_axes(value: Value) -> Indices:

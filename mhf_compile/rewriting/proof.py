@@ -29,8 +29,10 @@ from mhf_compile.kernels.activations import ACTIVATIONS
 from mhf_compile.matching.match import Match
 from mhf_compile.matching.reasons import NO_ZEROS, Refusal
 from mhf_compile.notation import Axis, Index, Size
-from mhf_compile.reading.numbering import Alike
-from mhf_compile.reading.rules import RULES, filling, function_name, permutation, scalar, slicing
+from mhf_compile.reading import moves
+from mhf_compile.reading.entries import scalar
+from mhf_compile.reading.numbering import ValueNumbering
+from mhf_compile.reading.rules import RULES, Kind
 from mhf_compile.rewriting.operands import Builder
 from mhf_compile.rewriting.region import Region, joined
 from mhf_compile.tape.recorder import record_function
@@ -132,10 +134,10 @@ class _Replay:
         self,
         shape: Callable[[Value], tuple[int, ...]],
         known: Mapping[Value, Tensor],
-        alike: Callable[[Value, Value], bool],
+        numbering: Callable[[Value, Value], bool],
     ) -> None:
         self.shape = shape
-        self.alike = alike
+        self.numbering = numbering
         self.tensors = dict(known)
         self.waiting: dict[Value, None] = {}
         self.generator = torch.Generator().manual_seed(0)  # for what nothing should read
@@ -149,7 +151,7 @@ class _Replay:
         del self.waiting[value]
         assert value.op is not None
         result = self._compute(value.op, value)
-        self.tensors[value] = result if RULES[value.op.name].kind == "move" else result % PRIME
+        self.tensors[value] = result if RULES[value.op.name].kind is Kind.MOVE else result % PRIME
         return self.tensors[value]
 
     def _find(self, value: Value) -> Tensor | None:
@@ -157,7 +159,7 @@ class _Replay:
         if value in self.waiting:
             return self._made(value)
         if value not in self.tensors:
-            twin = next((v for v in (*self.tensors, *self.waiting) if self.alike(v, value)), None)
+            twin = next((v for v in (*self.tensors, *self.waiting) if self.numbering.same(v, value)), None)
             if twin is None:
                 return None
             self.tensors[value] = self._get(twin)
@@ -282,9 +284,32 @@ class _Replay:
         return result
 
 
+def permutation(op: Op) -> list[int]:
+    """For each dimension of the result of permute, t or transpose, the argument's."""
+    return {"permute": moves.permuted, "t": moves.transposed, "transpose": moves.swapped}[op.name](op)
+
+
+def filling(op: Op) -> object:
+    """What full and fill fill with: a tensor, or a number, as it is in the dtype of the result."""
+    fill = op.args[-1]
+    if isinstance(fill, Value):
+        return fill
+    return torch.tensor(float(scalar(fill)), dtype=op.outputs[0].dtype, device="cpu").item()
+
+
+def function_name(op: Op) -> str:
+    """The name of an elementwise function, with its parameters if it was given any."""
+    if op.name == "gelu" and op.kwargs.get("approximate", "none") != "none":
+        return "gelu_tanh"
+    given = ", ".join(map(str, (*op.args[1:], *op.kwargs.values())))
+    return f"{op.name}({given})" if given and op.name != "gelu" else op.name
+
+
 def _sliced(source: Tensor, op: Op, output: int, shape: Sequence[Size]) -> Tensor:
-    _, dim, start, step, kept = slicing(op, output)
-    if not kept:
+    cuts = {"slice": moves.sliced, "select": moves.selected, "unbind": moves.unbound}
+    piece = cuts.get(op.name, moves.split)(op, output)
+    dim, start, step = piece.dim, piece.start, piece.step
+    if not piece.kept:
         return source.select(dim, start)
     size = shape[dim]
     stop = start + (size - 1) * step + 1 if isinstance(size, int) else None
@@ -373,7 +398,7 @@ def _prove(match: Match) -> str:
     for operand in match.unification.operands.values():
         for twin in operand.twins:
             _share(known, operand.leaves[0].value, twin.value)
-    replay = _Replay(shape, known, match.alike)
+    replay = _Replay(shape, known, match.numbering)
     replay.run(sorted({*region, *composed} - known.keys(), key=lambda value: value.time))
 
     def call(function: str | Callable[..., Tensor], *args: Any) -> Tensor:
@@ -412,7 +437,8 @@ def _sizes(match: Match) -> tuple[dict[Axis, int], int | None]:
         if not i.covers(size)
         for axis in i.axes
     }
-    few = {axis: FEW if axis is tokens[-1] else 2 for axis in tokens if axis not in parts and not axis.pieced}
+    parts |= match.pieced
+    few = {axis: FEW if axis is tokens[-1] else 2 for axis in tokens if axis not in parts}
     reduced = {axis: min(size, notation.known(axis.size, hints)) for axis, size in few.items()}
     return reduced, math.prod(reduced.get(axis, notation.known(axis.size, hints)) for axis in tokens)
 
@@ -420,9 +446,9 @@ def _sizes(match: Match) -> tuple[dict[Axis, int], int | None]:
 def _contracted(value: Value, op: Op) -> Sequence[Size]:
     """Sizes whose product is the work of an operation that adds up; none of others."""
     rule = RULES[op.name]
-    if rule.kind == "sum":
+    if rule.kind is Kind.SUM:
         return WRITTEN, *op.inputs[0].shape
-    if rule.kind != "product" or rule.products is None:
+    if rule.kind is not Kind.CONTRACT or rule.products is None:
         return ()
     a, b = next(product for product in rule.products(op) if len(product) == 2)
     return *value.shape, b.shape[1] if op.name == "convolution" else a.shape[-1]
@@ -468,6 +494,6 @@ def _formula(match: Match, operands: Mapping[str, Tensor]) -> Tensor:
         *(None if tensor is None else tuple(tensor.shape) for tensor in given),
     )
     known = {i: t for i, t in zip(inputs, given, strict=True) if i is not None and t is not None}
-    replay = _Replay(lambda value: tuple(int(size) for size in value.shape), known, Alike(tape))
+    replay = _Replay(lambda value: tuple(int(size) for size in value.shape), known, ValueNumbering(tape))
     replay.run(tape.values)
     return replay.tensors[result]

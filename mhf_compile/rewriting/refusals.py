@@ -13,13 +13,11 @@ from mhf_compile import notation
 from mhf_compile.kernels.ops import DTYPES
 from mhf_compile.matching.reasons import NO_GRAD, NORMS, Refusal
 from mhf_compile.notation.fold import parts
-from mhf_compile.patterns.pattern import Kind
+from mhf_compile.patterns.pattern import OperandKind
 from mhf_compile.rewriting.region import Region
+from mhf_compile.tape.operations import CREATIONS
 from mhf_compile.tape.source import source_of
 from mhf_compile.tape.tape import Op, State, Value
-
-CREATION = ("zeros", "zeros_like", "new_zeros", "empty", "empty_like", "new_empty", "ones", "full")
-"""Operations that make tensors of none."""
 
 
 def check(region: Region) -> None:
@@ -120,7 +118,7 @@ def inside_a_transform(region: Region) -> Refusal | None:
 
 def _states(region: Region) -> Iterator[State]:
     ops = (value.op for value in region.computed)
-    return (op.state for op in ops if op is not None and op.name not in CREATION)
+    return (op.state for op in ops if op is not None and op.name not in CREATIONS)
 
 
 # -- values of its own --------------------------------------------------------------------------------------
@@ -139,7 +137,7 @@ def written_into_what_is_not_its_own(region: Region, value: Value) -> Refusal | 
     if value.op is None or value.op.writes is None:
         return None
     first = value.storage.origin
-    if first is not None and first.op is not None and (first.op in region.ops or first.op.name in CREATION):
+    if first is not None and first.op is not None and (first.op in region.ops or first.op.name in CREATIONS):
         return None
     return Refusal(f"it is written into {value.op.writes}, which is not made inside it", value)
 
@@ -198,11 +196,11 @@ def repeated_weights(region: Region) -> Refusal | None:
     """Whether a weight would be repeated to more than the activation that is saved."""
     match = region.match
     pattern, operands = match.pattern, match.unification.operands
-    for name in pattern.of(Kind.WEIGHT):
+    for name in pattern.of(OperandKind.WEIGHT):
         axes, own = {axis for dim in operands[name].dims for axis in dim}, set(operands[name].leaves[0].axes)
         size, least = (math.prod(notation.known(a.size, match.hints) for a in some) for some in (axes, own))
         if size - least > match.hidden:
-            others = operands.keys() - pattern.of(Kind.INPUT)
+            others = operands.keys() - pattern.of(OperandKind.INPUT)
             has = [other for other in others if axes - own <= set(operands[other].leaves[0].axes)]
             each = " or ".join(pattern.counted(pattern.broadcast))
             return Refusal(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import torch
 
 from mhf_compile import notation
 from mhf_compile.matching.match import Match
 from mhf_compile.notation.fold import parts
-from mhf_compile.reading.rules import RULES
+from mhf_compile.reading.rules import ALGEBRA, RULES, Kind
 from mhf_compile.tape.tape import Op, Storage, Tape, Value, convert
+
+NARROW = ALGEBRA | {Kind.MOVE, Kind.JOIN, Kind.CONSTANT}
+"""By these an operand may be computed of leaves: its entries are no wider than theirs."""
 
 
 class Region:
@@ -33,13 +36,13 @@ class Region:
         computed: set[Value] = set()
         for value in self.values:
             assert value.op is not None
-            if RULES[value.op.name].kind != "move" or not computed.isdisjoint(value.op.inputs):
+            if RULES[value.op.name].kind is not Kind.MOVE or not computed.isdisjoint(value.op.inputs):
                 computed.add(value)
                 self.computed.append(value)
         self.own: set[Value] = set()
         for value in self.values:
             assert value.op is not None
-            narrow = RULES[value.op.name].kind in ("move", "join", "linear", "constant")
+            narrow = RULES[value.op.name].kind in NARROW
             if not narrow or not self.own.isdisjoint(value.op.inputs):
                 self.own.add(value)
 
@@ -49,7 +52,7 @@ class Region:
         dtypes = [
             v.dtype
             for op in self.ops
-            if RULES[op.name].kind == "product"
+            if RULES[op.name].kind is Kind.CONTRACT
             for v in op.inputs
             if v.dtype.is_floating_point
         ]
@@ -67,15 +70,7 @@ class Region:
         for op in self.ops:
             if not any(value.requires_grad for value in op.outputs):
                 continue
-            kept: Sequence[Value] = ()
-            kind = RULES[op.name].kind
-            if op.name in _KEEPS_RESULT:
-                kept = op.outputs
-            elif kind in ("product", "function") or op.name in ("addcmul", "pow"):
-                kept = op.inputs
-            elif op.name in ("mul", "div") and all(isinstance(factor, Value) for factor in op.args):
-                kept = op.inputs  # by a number, the number is enough
-            for value in kept:
+            for value in RULES[op.name].kept(op):
                 if value in computed:
                     sizes[value.storage] = notation.times(notation.product(value.shape), value.dtype.itemsize)
         total: notation.Size = 0
@@ -108,11 +103,11 @@ class Region:
 
 def joined(leaves: Collection[Value]) -> set[Value]:
     """Leaves that are put together of others, as a stack whose parts are leaves too, and what is between."""
-    pending = [leaf for leaf in leaves if _kind(leaf) == "join"]
+    pending = [leaf for leaf in leaves if _kind(leaf) is Kind.JOIN]
     below: set[Value] = set()
     while pending:
         value = pending.pop()
-        if value.op is not None and value not in below and _kind(value) in ("move", "join"):
+        if value.op is not None and value not in below and _kind(value) in (Kind.MOVE, Kind.JOIN):
             below.add(value)
             pending += value.op.inputs
     between: set[Value] = set()
@@ -122,11 +117,7 @@ def joined(leaves: Collection[Value]) -> set[Value]:
     return between
 
 
-def _kind(value: Value) -> str:
-    """What the rule of the op that computes a value does; nothing where there is none."""
+def _kind(value: Value) -> Kind | None:
+    """The kind of the op that computes a value; None where no rule reads it."""
     rule = RULES.get(value.op.name) if value.op is not None else None
-    return rule.kind if rule is not None else ""
-
-
-_KEEPS_RESULT = ("sigmoid", "exp", "reciprocal", "tanh", "relu")
-"""Functions whose derivative autograd computes from their result."""
+    return rule.kind if rule is not None else None

@@ -22,6 +22,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 
 from mhf_compile.notation import Size, size_of
+from mhf_compile.tape.operations import NO_GRADIENT, ONE_TO_ONE, OVERWRITES
 
 
 @dataclass(eq=False)
@@ -197,30 +198,6 @@ def is_plain(tensor: torch.Tensor) -> bool:
     )
 
 
-_ONE_TO_ONE = frozenset(
-    [
-        "view",
-        "_unsafe_view",
-        "_reshape_alias",
-        "alias",
-        "detach",
-        "lift_fresh",
-        "unsqueeze",
-        "squeeze",
-        "permute",
-        "t",
-        "transpose",
-        "select",
-        "slice",
-        "split",
-        "split_with_sizes",
-        "unbind",
-        "diagonal",
-    ]
-)
-"""Views that show no element twice, and none that their base does not show."""
-
-
 class Tape:
     """The values of a graph, oldest first, and the tensors that hold them."""
 
@@ -242,7 +219,7 @@ class Tape:
                 origin = op.writes.storage.origin
                 if origin is None or origin.op is None:
                     return True
-                if op.writes is value and op.name in ("copy", "zero", "fill"):
+                if op.writes is value and op.name in OVERWRITES:
                     return False  # only written over
             return not used.isdisjoint(op.outputs)
 
@@ -431,7 +408,7 @@ class Tape:
         assert handle.tensor is not None
         written = self.new(handle, op, output, *describe(handle.tensor))
         written.requires_grad |= old.requires_grad
-        if any(base.view is not None and base.view[1].name not in _ONE_TO_ONE for base in chain):
+        if any(base.view is not None and base.view[1].name not in ONE_TO_ONE for base in chain):
             unknown = Op("unknown", (before[-1], written), {}, op.state)
             for base in chain[:-1]:
                 base.version = -1  # what it shows is read from the last one again
@@ -451,24 +428,6 @@ def describe(tensor: torch.Tensor) -> tuple[tuple[Size, ...], torch.dtype, torch
     return tuple(map(size_of, tensor.shape)), tensor.dtype, tensor.device, is_plain(tensor)
 
 
-_CONSTANT = frozenset(
-    [
-        "detach",
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "empty_like",
-        "rand_like",
-        "randn_like",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "new_empty",
-    ]
-)
-"""Operations that have no gradient in their argument."""
-
-
 def describe_value(value: Value) -> tuple[tuple[Size, ...], torch.dtype, torch.device, bool]:
     """The same of a value."""
     return value.shape, value.dtype, value.device, value.plain
@@ -476,6 +435,6 @@ def describe_value(value: Value) -> tuple[tuple[Size, ...], torch.dtype, torch.d
 
 def _needs_grad(op: Op | None, dtype: torch.dtype) -> bool:
     """Whether autograd follows an operation's result. Inputs are recorded detached and say it themselves."""
-    if op is None or not op.state.grad_enabled or op.name in _CONSTANT:
+    if op is None or not op.state.grad_enabled or op.name in NO_GRADIENT:
         return False
     return (dtype.is_floating_point or dtype.is_complex) and any(value.requires_grad for value in op.inputs)

@@ -160,7 +160,7 @@ NEAR = "a_near_miss_is_left_alone_or_right"
 ROUNDING = "errs_no_more_than_rounding_may"
 DIFFERENCES = "first_derivatives_are_differences"
 
-START = Edit("reading.rules:_select", "affine(stride, start)", "affine(stride, 0)")
+START = Edit("reading.moves:take", "affine(piece.step, piece.start)", "affine(piece.step, 0)")
 TWICE = Edit("matching.unify:_Unifier.terms", "rest = notation.ONE", "pass")
 
 BLOCKED = "kernels.flash_mhf.blocked"
@@ -178,9 +178,9 @@ FAULTS = (
         FOUND,
         (
             Edit(
-                "reading.rules:_permute",
+                "reading.moves:reorder",
                 "placed[d] for d in range(len(index))",
-                "index[d] for d in permutation(op)",
+                "index[d] for d in order(op)",
             ),
         ),
         VALUES,
@@ -191,7 +191,7 @@ FAULTS = (
         FOUND,
         (
             Edit(
-                "reading.rules:_cat",
+                "reading.joins:join",
                 "notation.deltas(high, number)",
                 "notation.deltas(high, len(pieces) - 1 - number)",
             ),
@@ -201,7 +201,7 @@ FAULTS = (
         "reader",
         "a write is read past",
         FOUND,
-        (Edit("reading.rules:_scatter_view", "if piece == start // size:", "if False:"),),
+        (Edit("reading.moves:write_piece", "if number == start // size:", "if False:"),),
     ),
     # The proof does not see gradients.
     Fault(

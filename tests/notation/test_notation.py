@@ -10,30 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mhf_compile import notation
-from mhf_compile.notation import Axis, Delta, Func, Index, Leaf, Term, Unreadable
+from mhf_compile.notation import Axes, Axis, Delta, Func, Index, Leaf, Term, Unreadable
 from tests.evaluate import position
 
 bounded = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 shapes = st.lists(st.integers(1, 6), max_size=4).map(tuple)
 S = sympy.Symbol("s", integer=True, positive=True)
 T = sympy.Symbol("t", integer=True, positive=True)
-
-
-class Cuts:
-    """Splits axes and remembers how."""
-
-    def __init__(self) -> None:
-        self.splits: dict[Axis, Index] = {}
-
-    def __call__(self, axis: Axis, low: int) -> Index:
-        high = notation.quotient(axis.size, low)
-        self.splits[axis] = Index(0, ((low, Axis(high)), (1, Axis(low))))
-        return self.splits[axis]
-
-    def current(self, index: Index) -> Index:
-        while any(axis in self.splits for axis in index.axes):
-            index = index.substitute(self.splits)
-        return index
 
 
 def values(*indices: Index):
@@ -74,7 +57,7 @@ def test_flatten_is_the_row_major_position(shape):
 @given(shapes)
 def test_unflatten_is_the_inverse_of_flatten(shape):
     index = over(shape)
-    found = notation.unflatten(notation.flatten(index, shape), shape, Cuts())
+    found = Axes().unflatten(notation.flatten(index, shape), shape)
     for numbers in values(*index, *found):
         assert numbers[: len(shape)] == numbers[len(shape) :]
 
@@ -83,25 +66,25 @@ def test_unflatten_is_the_inverse_of_flatten(shape):
 @given(indices(), st.integers(1, 12))
 def test_divide_gives_quotient_and_remainder_or_refuses(drawn, size):
     index, _ = drawn
-    cuts = Cuts()
+    known = Axes()
     try:
-        high, low = notation.divide(index, size, cuts)
+        high, low = known.divide(index, size)
     except Unreadable:
         return
-    for whole, quotient, remainder in values(*map(cuts.current, (index, high, low))):
+    for whole, quotient, remainder in values(*map(known.current, (index, high, low))):
         assert divmod(whole, size) == (quotient, remainder)
 
 
 def test_divide_splits_an_axis_that_is_cut_and_refuses_one_that_is_torn():
-    axis, cuts = Axis(6), Cuts()
-    high, low = notation.divide(Index.over(axis), 2, cuts)
-    assert [digit.size for digit in (*high.axes, *low.axes)] == [3, 2] and axis in cuts.splits
+    axis, known = Axis(6), Axes()
+    high, low = known.divide(Index.over(axis), 2)
+    assert [digit.size for digit in (*high.axes, *low.axes)] == [3, 2] and axis in known.cuts
     with pytest.raises(Unreadable, match="is cut at 4"):
-        notation.divide(Index.over(Axis(6)), 4, Cuts())
+        Axes().divide(Index.over(Axis(6)), 4)
     with pytest.raises(Unreadable, match="runs past 4"):
-        notation.divide(Index.over(Axis(4)).affine(1, 2), 4, Cuts())
+        Axes().divide(Index.over(Axis(4)).affine(1, 2), 4)
     with pytest.raises(Unreadable):
-        notation.divide(Index(2), 0, Cuts())
+        Axes().divide(Index(2), 0)
 
 
 @bounded
@@ -129,10 +112,12 @@ def test_covers_says_whether_every_position_is_taken_once_in_order(drawn):
 @given(indices(), st.data())
 def test_substitute_replaces_an_axis_by_its_digits(drawn, data):
     index, _ = drawn
-    cuts = Cuts()
+    known = Axes()
     for axis in index.axes:
-        cuts(axis, data.draw(st.sampled_from([n for n in range(1, axis.size + 1) if axis.size % n == 0])))
-    assert sorted(values(cuts.current(index))) == sorted(values(index))
+        known.cut(
+            axis, data.draw(st.sampled_from([n for n in range(1, axis.size + 1) if axis.size % n == 0]))
+        )
+    assert sorted(values(known.current(index))) == sorted(values(index))
 
 
 @bounded
@@ -163,20 +148,20 @@ def test_deltas_of_digits_that_overlap_or_have_no_order_are_refused():
 
 
 def test_symbolic_sizes_are_reshaped_without_asking_how_large_they_are():
-    index, cuts = over((S, T, 6)), Cuts()
+    index, known = over((S, T, 6)), Axes()
     flat = notation.flatten(index, (S, T, 6))
     assert flat.covers(6 * S * T)
-    tokens, features = notation.unflatten(flat, (S * T, 6), cuts)
+    tokens, features = known.unflatten(flat, (S * T, 6))
     assert features == index[2] and tokens == Index(0, ((T, index[0].axes[0]), (1, index[1].axes[0])))
-    assert notation.unflatten(tokens, (S, T), cuts) == index[:2] and not cuts.splits
+    assert known.unflatten(tokens, (S, T)) == index[:2] and not known.cuts
 
 
 def test_a_symbolic_axis_is_cut_where_the_cut_divides_it():
-    cuts = Cuts()
-    high, low = notation.divide(Index.over(Axis(4 * S)), 4, cuts)
+    known = Axes()
+    high, low = known.divide(Index.over(Axis(4 * S)), 4)
     assert [axis.size for axis in (*high.axes, *low.axes)] == [S, 4]
     with pytest.raises(Unreadable):
-        notation.divide(Index.over(Axis(S)), 4, Cuts())
+        Axes().divide(Index.over(Axis(S)), 4)
 
 
 @pytest.mark.parametrize(
@@ -265,3 +250,71 @@ def test_substitute_follows_the_index_of_a_delta_and_refuses_to_cut_its_axis():
     assert found.factors == (Delta(h, cut),) and found.bound == (high, low)
     with pytest.raises(Unreadable):
         notation.substitute(term, {h: cut})
+
+
+def test_a_delta_follows_its_axis_where_that_is_renamed():
+    h, a, other = Axis(4), Axis(4), Axis(4)
+    term = Term(factors=(Delta(h, Index.over(a)),), bound=(a,))
+    assert notation.substitute(term, {h: Index.over(other)}).factors == (Delta(other, Index.over(a)),)
+
+
+def test_walk_visits_a_function_before_what_is_inside_it():
+    n = Axis(2)
+    x, y = (Leaf(Tensor(name, 2), (Index.over(n),)) for name in "xy")
+    delta = Delta(n, Index(1))
+    inner = Func("exp", x)
+    outer = Func("silu", (Term(factors=(inner, y)),))
+    assert list(notation.walk((outer, delta))) == [outer, inner, x, y, delta]
+
+
+def test_mapped_replaces_leaves_deltas_and_bound_axes_in_the_order_of_walk():
+    n, d, e = Axis(2), Axis(3), Axis(3)
+    x, y = Leaf(Tensor("x", 2), (Index.over(n),)), Leaf(Tensor("y", 3), (Index.over(d),))
+    delta = Delta(n, Index(1))
+    term = Term(Fraction(3), (Func("exp", (Term(factors=(y,), bound=(d,)),)), delta, Func("abs", x)))
+    visited = []
+
+    def swapped(leaf: Leaf) -> Leaf:
+        visited.append(leaf)
+        return x if leaf is y else y
+
+    found = notation.mapped(term, swapped, lambda delta: (delta, delta), lambda axis: (axis, e))
+    assert visited == [y, x]
+    inner = Func("exp", (Term(factors=(x,), bound=(d, e)),))
+    assert found == Term(Fraction(3), (inner, delta, delta, Func("abs", y)))
+    assert notation.mapped(term) == term
+
+
+def test_numbered_terms_are_equal_if_they_differ_in_their_bound_axes_only():
+    x = Tensor("x", 2, 3)
+    n, m = Axis(2), Axis(2)
+
+    def total(outer: Axis, inner: Axis, size: int = 3) -> Term:
+        entry = Leaf(x, (Index.over(outer), Index.over(inner)))
+        return Term(factors=(Func("exp", (Term(factors=(entry,), bound=(inner,)),)),), bound=(outer,))
+
+    assert notation.numbered(total(n, Axis(3))) == notation.numbered(total(m, Axis(3)))
+    assert notation.numbered(total(n, Axis(3))) != notation.numbered(total(n, Axis(4)))
+    free = [Term(factors=(Leaf(x, (Index.over(axis), Index())),)) for axis in (n, m)]
+    assert notation.numbered(free[0]) == free[0] != free[1]
+
+
+def test_digits_of_an_axis_in_pieces_are_pieced_and_what_is_adopted_holds():
+    whole, pieced, axes = Axis(6), Axis(6), Axes()
+    axes.pieced.add(pieced)
+    for axis in (whole, pieced):
+        axes.divide(Index.over(axis), 2)
+    assert axes.pieced == {pieced, *axes.current(Index.over(pieced)).axes}
+    term = Term(factors=(Leaf(Tensor("x", 6), (Index.over(whole),)),), bound=(whole,))
+    other = Axes()
+    assert other.resolve(term) is term
+    other.adopt(axes)
+    assert other.resolve(term).bound == axes.cuts[whole].axes and other.pieced == axes.pieced
+
+
+def test_reshape_leaves_dimensions_alone_that_nothing_goes_across():
+    index, axes = over((2, 6, 4)), Axes()
+    found = axes.reshape(index, (2, 6, 4), (2, 1, 3, 8))
+    assert found[0] == index[0] and found[1] == Index() and list(axes.cuts) == [index[1].axes[0]]
+    for a, b, c, d, _, e, f in values(*map(axes.current, (*index, *found))):
+        assert (a * 6 + b) * 4 + c == (d * 3 + e) * 8 + f

@@ -521,9 +521,10 @@ def test_the_normal_form_of_any_program_is_what_it_computes(drawn):
         return  # a write that the tape says nothing about
     if torch.isfinite(found.expected).all() and cost(found) < 5_000:
         check(found)
-        terms = fold(found.terms, found.reader.splits)
-        terms = [found.reader.resolve(term) for term in terms]
-        check(found, terms, [found.reader.current(index) for index in found.index])
+        terms, cuts = fold(found.terms)
+        found.reader.axes.adopt(cuts)
+        terms = [found.reader.axes.resolve(term) for term in terms]
+        check(found, terms, [found.reader.axes.current(index) for index in found.index])
 
 
 def cost(found: Program) -> int:

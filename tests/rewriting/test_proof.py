@@ -21,8 +21,7 @@ from mhf_compile.matching.match import Match
 from mhf_compile.matching.reasons import NoMatch
 from mhf_compile.matching.search import find
 from mhf_compile.matching.unify import Operand
-from mhf_compile.notation import Index, Leaf, Term
-from mhf_compile.reading import reader as read
+from mhf_compile.notation import Axes, Index, Leaf, Term
 from mhf_compile.reading import rules
 from mhf_compile.rewriting import proof as prove
 from mhf_compile.rewriting.region import Region
@@ -499,31 +498,35 @@ def test_a_wrong_sum_of_products_added_is_refused() -> None:
 # -- wrong rules --------------------------------------------------------------------------------------------
 
 
-def permute_ignoring_dims(op: Op, out: int, index: tuple[Index, ...], reader: read.Reader) -> list[Term]:
+READ = {name: rule.read for name, rule in rules.RULES.items()}
+"""The right rules."""
+
+
+def permute_ignoring_dims(op: Op, out: int, index: tuple[Index, ...], axes: Axes) -> list[Term]:
     return [Term(factors=(Leaf(op.args[0], index),))]
 
 
-def slice_one_off(op: Op, out: int, index: tuple[Index, ...], reader: read.Reader) -> list[Term]:
-    (term,) = rules._select(op, out, index, reader)
+def slice_one_off(op: Op, out: int, index: tuple[Index, ...], axes: Axes) -> list[Term]:
+    (term,) = READ["slice"](op, out, index, axes)
     (leaf,) = term.factors
     assert isinstance(leaf, Leaf)
-    _, dim, *_ = rules.slicing(op, out)
+    dim = op.args[1]
     found = list(leaf.index)
     found[dim] = found[dim].affine(1, 1)
     return [Term(factors=(Leaf(leaf.value, tuple(found)),))]
 
 
-def pieces_in_reverse(op: Op, out: int, index: tuple[Index, ...], reader: read.Reader) -> list[Term]:
+def pieces_in_reverse(op: Op, out: int, index: tuple[Index, ...], axes: Axes) -> list[Term]:
     pieces, *dim = op.args
-    return rules._cat(replace_arguments(op, (pieces[::-1], *dim)), out, index, reader)
+    return READ["stack"](replace_arguments(op, (pieces[::-1], *dim)), out, index, axes)
 
 
-def add_without_alpha(op: Op, out: int, index: tuple[Index, ...], reader: read.Reader) -> list[Term]:
-    return rules._add(replace_arguments(op, op.args, {}), out, index, reader)
+def add_without_alpha(op: Op, out: int, index: tuple[Index, ...], axes: Axes) -> list[Term]:
+    return READ["add"](replace_arguments(op, op.args, {}), out, index, axes)
 
 
-def half(op: Op, out: int, index: tuple[Index, ...], reader: read.Reader) -> list[Term]:
-    return [replace(term, coefficient=term.coefficient / 2) for term in rules._neg(op, out, index, reader)]
+def half(op: Op, out: int, index: tuple[Index, ...], axes: Axes) -> list[Term]:
+    return [replace(term, coefficient=term.coefficient / 2) for term in READ["neg"](op, out, index, axes)]
 
 
 def replace_arguments(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Op:

@@ -1,0 +1,25 @@
+"""What the tape must know of ATen operations that their schemas do not say."""
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+ONE_TO_ONE = _names(
+    "view _unsafe_view _reshape_alias alias detach lift_fresh unsqueeze squeeze permute t transpose "
+    "select slice split split_with_sizes unbind diagonal"
+)
+"""Views that show no element twice, and none that their base does not show: a write through one changes just
+what it shows."""
+
+CREATIONS = _names(
+    "zeros zeros_like new_zeros ones ones_like new_ones full full_like new_full "
+    "empty empty_like new_empty rand rand_like randn randn_like"
+)
+"""Operations that make a tensor of their own, that is like an argument in shape at most."""
+
+OVERWRITES = _names("copy zero fill")
+"""Operations that in place keep nothing of what was there."""
+
+NO_GRADIENT = CREATIONS | {"detach"}
+"""Operations that have no gradient in their argument."""
