@@ -27,9 +27,9 @@ from mhf_compile.matching import search as match
 from mhf_compile.reading import activations as activation
 from mhf_compile.reading import reader as read
 from mhf_compile.report.report import Report
+from mhf_compile.rewriting import field, region, replay, surgery
 from mhf_compile.rewriting import operands as build
 from mhf_compile.rewriting import proof as prove
-from mhf_compile.rewriting import region, surgery
 from mhf_compile.tape import recorder as recording
 from mhf_compile.tape import template
 from mhf_compile.tape.recorder import fake_mode_of
@@ -203,8 +203,8 @@ STAGES: dict[str, tuple[object, str]] = {
     "region": (region.Region, "__init__"),
     "region's check": (region.Region, "check"),
     "proof": (prove, "prove"),
-    "a table of the proof": (prove, "_table"),
-    "an operation of the proof": (prove._Replay, "_compute"),
+    "a table of the proof": (field, "table"),
+    "an operation of the proof": (replay.Replay, "_run"),
     "an operand is built": (build.Builder, "operand"),
     "replace": (surgery.Surgeon, "replace"),
     "a node is added": (surgery._Emitter, "call"),
