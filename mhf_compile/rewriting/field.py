@@ -2,8 +2,8 @@
 
 Products are below 2**40 and sums of 8192 of them below 2**53. ``exp`` (with ``exp(x) * exp(-x) = 1``),
 ``erf`` (odd) and ``relu`` (x or 0) are random tables; sigmoid, tanh, silu and both gelus are made of these in
-the field. Any other function is a random table, of its own for each choice of its parameters: what is equal in
-the field is equal for every function.
+the field. Any other function is a random table, of its own for each choice of its parameters: what is equal
+in the field is equal for every function.
 """
 
 from __future__ import annotations

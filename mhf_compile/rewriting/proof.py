@@ -5,12 +5,12 @@ random integers modulo a prime (``field``), by the recorded ATen calls themselve
 that agree are then equal for every value of the leaves and every elementwise function, up to the odds of
 Schwartz and Zippel: degree / p an entry.
 
-What is trusted: the tape, PyTorch's calls, the formula of the pattern, and the builder of operands, which runs
-here as in the rewrite. What is not: all of ``reading`` and ``matching``; nothing of it is run here. A match is a
-claim: which tensors are the operands, read at which positions, which function, which numbers. Leaves are drawn
-independently, even where the program computes one from another, and so are pieces that were not read: what
-holds for any values of theirs holds for those they have. Two values are the same only where they are computed
-alike (``computed_alike``), whatever the reader says.
+What is trusted: the tape, PyTorch's calls, the formula of the pattern, and the builder of operands, which
+runs here as in the rewrite. What is not: all of ``reading`` and ``matching``; nothing of it is run here. A
+match is a claim: which tensors are the operands, read at which positions, which function, which numbers.
+Leaves are drawn independently, even where the program computes one from another, and so are pieces that were
+not read: what holds for any values of theirs holds for those they have. Two values are the same only where
+they are computed alike (``computed_alike``), whatever the reader says.
 
 Tokens are never contracted, so few of them prove as much as many. Over a work budget, and where sizes are
 symbolic, the proof runs on few tokens. The sizes that the program's views name are then taken from the digits

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, TypeVar
 
 import sympy
 import torch
@@ -20,29 +20,16 @@ from torch import Tensor
 from mhf_compile.rewriting.field import CHUNK, PRIME, inverse, matmul, number, rational, table
 from mhf_compile.tape.tape import Op, Value, convert
 
+T = TypeVar("T")
+
 Shape = tuple[int, ...]
 
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 """The dtypes of real numbers up to rounding."""
 
 MOVES = frozenset(
-    [
-        "permute",
-        "t",
-        "transpose",
-        "select",
-        "slice",
-        "split",
-        "split_with_sizes",
-        "unbind",
-        "unsqueeze",
-        "squeeze",
-        "alias",
-        "detach",
-        "lift_fresh",
-        "clone",
-    ]
-)
+    ["permute", "t", "transpose", "select", "slice", "split", "split_with_sizes", "unbind"]
+).union(["unsqueeze", "squeeze", "alias", "detach", "lift_fresh", "clone"])
 """Calls run as they were recorded, whose numbers are positions."""
 
 RESHAPES = frozenset(["view", "_unsafe_view"])
@@ -53,20 +40,8 @@ ARITHMETIC = frozenset(["add", "sub", "rsub", "neg", "mul"])
 PIECES = frozenset(["cat", "stack", "scatter_view"])
 """Calls of whose arguments some may never be looked at."""
 
-CONSTANTS = frozenset(
-    [
-        "zeros",
-        "zeros_like",
-        "new_zeros",
-        "zero",
-        "ones",
-        "ones_like",
-        "new_ones",
-        "full",
-        "full_like",
-        "new_full",
-        "fill",
-    ]
+CONSTANTS = frozenset(["zeros", "zeros_like", "new_zeros", "zero", "ones", "ones_like", "new_ones"]).union(
+    ["full", "full_like", "new_full", "fill"]
 )
 """Calls that take of a tensor no more than its shape and dtype."""
 
@@ -162,8 +137,8 @@ class Replay:
             raise ReplayError(f"{argument} is no number")
         return torch.tensor(float(number(rational(argument))), dtype=torch.float64)
 
-    def _call(self, op: Op, plain: Callable[[Any], Any]) -> Any:
-        """A recorded call, what is no tensor among its arguments converted."""
+    def _call(self, op: Op, plain: Callable[[Any], Any]) -> tuple[Tensor, ...]:
+        """What a recorded call gives, what is no tensor among its arguments converted."""
 
         def given(item: Any) -> Any:
             return self._get(item) if isinstance(item, Value) else plain(item)
@@ -171,7 +146,7 @@ class Replay:
         assert op.func is not None
         args = convert(op.args, given)
         kwargs = {key: convert(item, given) for key, item in op.kwargs.items() if key not in PLACEMENT}
-        return _fit(op.func, *args, **kwargs)
+        return _several(_fit(op.func, *args, **kwargs))
 
     def _position(self, item: Any) -> Any:
         return self.extent(item) if isinstance(item, sympy.Expr) else item
@@ -180,10 +155,9 @@ class Replay:
         get, args, shape = self._get, op.args, self.shape(value)
         match op.name:
             case name if name in MOVES:
-                made = self._call(op, self._position)
-                return made[value.output] if isinstance(made, (tuple, list)) else made
+                return self._call(op, self._position)[value.output]
             case name if name in ARITHMETIC:
-                return self._call(op, lambda item: int(get(item))) % PRIME
+                return self._call(op, lambda item: int(get(item)))[0] % PRIME
             case name if name in RESHAPES:
                 return _fit(torch.reshape, get(args[0]), shape)
             case "expand":
@@ -205,7 +179,7 @@ class Replay:
             case "scatter_view":
                 return self._scattered(op, shape)
             case "sum":
-                return self._call(op, self._position) % PRIME
+                return self._call(op, self._position)[0] % PRIME
             case "mean":
                 return self._mean(op)
             case "div" if op.kwargs.get("rounding_mode") is None:
@@ -220,7 +194,7 @@ class Replay:
             case "convolution":
                 if get(args[1])[0].numel() > CHUNK:
                     raise ReplayError("a convolution of many channels")
-                return self._call(op, self._position) % PRIME
+                return self._call(op, self._position)[0] % PRIME
             case "glu":
                 a, b = get(args[0]).chunk(2, args[1] if len(args) > 1 else -1)
                 return a * table("sigmoid")[b.long()] % PRIME
@@ -249,7 +223,7 @@ class Replay:
 
     def _mean(self, op: Op) -> Tensor:
         """A mean: times the number of its addends it is an integer, but for rounding."""
-        mean = self._call(op, self._position)
+        (mean,) = self._call(op, self._position)
         count = self._get(op.args[0]).numel() // max(mean.numel(), 1)
         return (mean * count).round() % PRIME * int(inverse(torch.tensor(float(count)))) % PRIME
 
@@ -272,7 +246,7 @@ class Replay:
                 found = self._unread((*shape[:dim], *own, *shape[dim + 1 :]))
             pieces += [] if found is None else [found]
         assert op.func is not None
-        return _fit(op.func, pieces, *op.args[1:])
+        return _several(_fit(op.func, pieces, *op.args[1:]))[0]
 
     def _scattered(self, op: Op, shape: Shape) -> Tensor:
         """A tensor after a write through a view of it: written through that view."""
@@ -282,10 +256,9 @@ class Replay:
         if view.name in RESHAPES:
             part = _fit(result.view, self.shape(written) if piece is None else piece.shape)
         elif view.name in MOVES:
-            part = _fit(view.func, result, *convert(view.args[1:], self._position))
+            part = _several(_fit(view.func, result, *convert(view.args[1:], self._position)))[output]
         else:
             raise ReplayError(f"a write through {view.name}")
-        part = part[output] if isinstance(part, (tuple, list)) else part
         _fit(part.copy_, self._unread(part.shape) if piece is None else piece)
         return result
 
@@ -293,7 +266,11 @@ class Replay:
         return torch.empty(tuple(shape), dtype=torch.float64).random_(PRIME, generator=self.generator)
 
 
-def _fit(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _several(made: Any) -> tuple[Tensor, ...]:
+    return tuple(made) if isinstance(made, (tuple, list)) else (made,)
+
+
+def _fit(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """What PyTorch gives. Raises ReplayError where sizes do not fit, which were read wrong then."""
     try:
         return function(*args, **kwargs)
