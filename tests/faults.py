@@ -28,8 +28,8 @@ from mhf_compile.matching import search as match
 from mhf_compile.reading import activations as activation
 from mhf_compile.reading import reader as read
 from mhf_compile.report.report import Report
+from mhf_compile.rewriting import field, plan, region, replay, surgery
 from mhf_compile.rewriting import operands as build
-from mhf_compile.rewriting import plan, region, surgery
 from mhf_compile.rewriting import proof as prove
 from mhf_compile.tape import recorder as recording
 from mhf_compile.tape import template
@@ -204,8 +204,8 @@ STAGES: dict[str, tuple[object, str]] = {
     "region": (region.Region, "__init__"),
     "region's check": (plan, "check"),
     "proof": (prove, "prove"),
-    "a table of the proof": (prove, "_table"),
-    "an operation of the proof": (prove._Replay, "_compute"),
+    "a table of the proof": (field, "table"),
+    "an operation of the proof": (replay.Replay, "_run"),
     "an operand is built": (build.Builder, "operand"),
     "replace": (surgery.Surgeon, "replace"),
     "a node is added": (surgery._Emitter, "call"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -80,15 +80,18 @@ def text(expression: Expression) -> str:
 
 def evaluate(expression: Expression, x: torch.Tensor) -> torch.Tensor:
     """An expression at points. Raises KeyError for a function that is not among FUNCTIONS."""
-    total = torch.zeros_like(x)
+    return sum(_products(expression, x), start=torch.zeros_like(x))
+
+
+def _products(expression: Expression, x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The terms of an expression at points."""
     for coefficient, factors in expression:
         value = torch.full_like(x, float(coefficient))
         for factor in factors:
             value = value * (
                 x if isinstance(factor, X) else FUNCTIONS[factor.name](evaluate(factor.argument, x))
             )
-        total = total + value
-    return total
+        yield value
 
 
 @dataclass(frozen=True)
@@ -104,41 +107,116 @@ class Known:
 def identify(expression: Expression) -> Known | None:
     """The activation that an expression is; None where it is none.
 
-    ``x * sigmoid(1.702 * x)`` is a silu of ``1.702 * x``, divided by 1.702. Values and slopes agree at points
-    between -6 and 6, zero among them, and at some up to 90, up to the rounding of float64: some 100
-    operations on numbers below ``1 + abs(x)**3``. ``clamp(x, min=0)`` is no relu: its slope at zero is 1.
+    ``x * sigmoid(1.702 * x)`` is a silu of ``1.702 * x``, divided by 1.702. ``clamp(x, min=0)`` is no relu:
+    its slope at zero is 1. Nor is ``relu(x) - relu(x - 100)``.
+
+    Decided is: values and slopes agree wherever the expression is finite, up to the rounding of some 100
+    operations in float64. They are compared on a grid between -6 and 6, at powers of two up to 2**340, and at
+    all distances from each point where a function in the expression may change: the roots and the extrema of
+    its argument. Those of a polynomial are all found; of an argument with functions in it, roots are at which
+    its sign changes between two of the other points. More than 128 from zero, slopes are compared at these
+    points only. Where the expression overflows, more than 6 from zero, nothing is decided: eager has no value
+    there.
     """
     content = next((coefficient for coefficient, _ in expression if coefficient), None)
     if content is None:
         return None
     expression = tuple((coefficient / content, factors) for coefficient, factors in expression)
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-        x = _points().requires_grad_()
         try:
+            points, sloped = _points(expression)
+            x = points.requires_grad_()
             found = _with_slope(evaluate(expression, x), x)
         except (KeyError, OverflowError):
             return None
-        near = x.detach().abs() <= 6
+        size = x.detach().abs()
+        near = size <= 6
         if not found[:, near].isfinite().all():
             return None
-        seen = found.isfinite().all(0)  # far out, eager may overflow where the op does not
-        slack = 100 * torch.finfo(torch.float64).eps * (1 + x.detach().abs() ** 3)
+        # Far out, eager may overflow where the op does not, and parts of its slope underflow.
+        seen = found.isfinite().all(0) & torch.stack([torch.ones_like(sloped), sloped])
+        slack = 100 * torch.finfo(torch.float64).eps * _magnitude(expression, x.detach())
         for scale, (name, activation) in itertools.product(_scales(expression), ACTIVATIONS.items()):
             wanted = _with_slope(activation.function(float(scale) * x), x)
             largest = (wanted[0].abs() * near).argmax()
             ratio = float(found[0][largest] / wanted[0][largest]) * float(scale)
             factor = Fraction(ratio).limit_denominator(64) / scale if math.isfinite(ratio) else Fraction(0)
             difference = (found - float(factor) * wanted).abs()
-            if factor and bool((difference <= slack * abs(float(factor)))[:, seen].all()):
+            if factor and bool((difference <= slack * abs(float(factor)))[seen].all()):
                 return Known(name, factor * content, scale)
     return None
 
 
-def _points() -> torch.Tensor:
-    """Points to compare functions at: a dense grid around zero, and powers of two far out."""
+def _magnitude(expression: Expression, x: torch.Tensor) -> torch.Tensor:
+    """How large the numbers are that are added up at points, for the value and for the slope."""
+    size, added = x.abs(), sum((term.abs() for term in _products(expression, x)), start=torch.zeros_like(x))
+    inside = 1 + size.clamp(max=90) ** 3  # what a cube in an activation is, until the activation is flat
+    return torch.stack([inside + size + added, inside + added / size.clamp(min=1)])
+
+
+def _points(expression: Expression) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points to compare an expression with functions at, and at which of them to compare slopes as well."""
     grid = torch.linspace(-6, 6, 49, dtype=torch.float64, device="cpu")
-    far = 2 ** torch.arange(3, 6.75, 0.25, dtype=torch.float64, device="cpu")
-    return torch.cat([grid, grid * 0.9173, far, -far])
+    far = 2 ** torch.cat([torch.arange(3, 7, 0.25), torch.arange(7, 341)]).double().cpu()
+    points = torch.cat([grid, grid * 0.9173, far, -far])
+    changes = _changes(expression, points)
+    points = torch.cat([points, _around(changes)])
+    return points, (points.abs() <= 128) | torch.isin(points, changes)
+
+
+def _around(centres: torch.Tensor) -> torch.Tensor:
+    """Points at all distances from some, and these themselves."""
+    steps = 2 ** torch.arange(-30, 31, dtype=torch.float64, device="cpu")
+    near = centres[:, None] + torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), steps, -steps])
+    far = centres[:, None] * (1 + torch.cat([1 / steps[30:], -1 / steps[30:]]))
+    return torch.cat([near.flatten(), far.flatten()]).clamp(-(2.0**1000), 2.0**1000)
+
+
+def _changes(expression: Expression, points: torch.Tensor) -> torch.Tensor:
+    """Where functions in an expression may change: the roots and extrema of their arguments."""
+    found = [torch.zeros(1, dtype=torch.float64, device="cpu")]
+    for call in (f for _, factors in expression for f in factors if isinstance(f, Call)):
+        inner = _changes(call.argument, points)
+        found.append(inner)
+        if functions(call.argument):
+            found.append(_sign_changes(call.argument, torch.cat([points, _around(inner)]).sort().values))
+        else:
+            coefficients = _polynomial(call.argument)
+            slopes = [degree * c for degree, c in enumerate(coefficients)][1:]
+            found += [_roots(coefficients), _roots(slopes)]
+    return torch.cat(found).unique()
+
+
+def _polynomial(expression: Expression) -> list[float]:
+    """The coefficients of an expression without functions, of the lowest power first."""
+    powers = [Fraction(0)] * (1 + max((len(factors) for _, factors in expression), default=0))
+    for coefficient, factors in expression:
+        powers[len(factors)] += coefficient
+    while powers and not powers[-1]:
+        powers.pop()
+    return [float(power) for power in powers]
+
+
+def _roots(coefficients: list[float]) -> torch.Tensor:
+    """The roots of a polynomial, and the real parts of those that are complex."""
+    monic = torch.tensor(coefficients[:-1], dtype=torch.float64, device="cpu") / (coefficients or [1.0])[-1]
+    monic = monic[: len(monic) * bool(monic.isfinite().all())]  # a root past all numbers is none
+    companion = torch.diag(torch.ones(max(len(monic) - 1, 0), dtype=torch.float64, device="cpu"), -1)
+    if len(monic):
+        companion[:, -1] = -monic
+    return torch.linalg.eigvals(companion).real if len(monic) else monic
+
+
+def _sign_changes(expression: Expression, points: torch.Tensor) -> torch.Tensor:
+    """Where an expression changes its sign between neighbours among sorted points."""
+    negative = evaluate(expression, points) < 0
+    changes = negative[1:] != negative[:-1]
+    low, high, below = points[:-1][changes], points[1:][changes], negative[:-1][changes]
+    for _ in range(60):
+        middle = low / 2 + high / 2
+        same = (evaluate(expression, middle) < 0) == below
+        low, high = torch.where(same, middle, low), torch.where(same, high, middle)
+    return high
 
 
 def _with_slope(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

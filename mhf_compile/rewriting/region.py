@@ -10,7 +10,7 @@ from mhf_compile import notation
 from mhf_compile.matching.match import Match
 from mhf_compile.notation.fold import parts
 from mhf_compile.reading.rules import ALGEBRA, RULES, Kind
-from mhf_compile.tape.tape import Op, Storage, Tape, Value, convert
+from mhf_compile.tape.tape import Storage, Tape, Value
 
 NARROW = ALGEBRA | {Kind.MOVE, Kind.JOIN, Kind.CONSTANT}
 """By these an operand may be computed of leaves: its entries are no wider than theirs."""
@@ -77,28 +77,6 @@ class Region:
         for size in sizes.values():
             total = notation.size_of(total + size)
         return total
-
-    def structure(self) -> object:
-        """What equal regions have in common: operations, shapes, dtypes, and which tensors are the same."""
-        names: dict[object, int] = {}
-
-        def name(item: object) -> object:
-            if isinstance(item, Value):
-                return names.setdefault(item, len(names)), item.shape, item.dtype, item in self.leaves
-            if isinstance(item, Op):  # the view that is written through
-                return item.name, convert(item.args[1:], name)
-            return type(item), item
-
-        return tuple(
-            (
-                value.op.name,
-                value.output,
-                convert((value.op.args, tuple(value.op.kwargs.items())), name),
-                name(value),
-            )
-            for value in sorted({*self.values, *joined(self.leaves)}, key=lambda value: value.time)
-            if value.op is not None
-        )
 
 
 def joined(leaves: Collection[Value]) -> set[Value]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -63,7 +63,8 @@ class Op:
     """For an operation in place, the value it replaces."""
     random: bool = False
     func: OpOverload | None = None
-    """What runs it on its arguments as they are written here, if anything does."""
+    """What computes it of its arguments as they are written here, in functional form also where the program
+    writes in place; None where nothing does."""
     reshapes: bool = False
     """Whether it changes the shape of a tensor in place."""
     replayed: bool = False
@@ -260,7 +261,8 @@ class Tape:
         made: set[Value] = set()
         for op in self.issued[node]:
             known = all(value in made or value.handle.nodes_in(scope) for value in op.inputs)
-            pure = op.func is not None and not op.random and not op.replayed and not op.state.transforms
+            pure = op.func is not None and op.writes is None and not op.random and not op.replayed
+            pure = pure and not op.state.transforms
             sizes: list[object] = []
             convert((op.args, tuple(op.kwargs.values())), sizes.append)
             if not known or not pure or any(isinstance(size, sympy.Basic) for size in sizes):
@@ -304,7 +306,8 @@ class Tape:
             value.requires_grad = old is not None and value.dtype.is_floating_point  # written by an alias
             return value
         base, view, output = handle.view
-        op = Op(view.name, (self.read(base), *view.args[1:]), view.kwargs, view.state, replayed=True)
+        args = (self.read(base), *view.args[1:])
+        op = Op(view.name, args, view.kwargs, view.state, func=view.func, replayed=True)
         assert handle.value is not None
         old = handle.value
         return self.new(handle, op, output, *describe_value(old))
@@ -367,7 +370,7 @@ class Tape:
         random = torch.Tag.nondeterministic_seeded in func.tags
         op = Op(name, convert(tuple(args), argument), convert(kwargs, argument), state, random=random)
         op.reshapes = reshapes
-        op.func = None if written else func
+        op.func = _functional(func) if in_place else None if written else func
         targets = [t for item in written for t in (item if isinstance(item, (tuple, list)) else (item,))]
         for position, target in enumerate(targets):
             if reshapes:
@@ -421,6 +424,18 @@ class Tape:
             scatter = Op("scatter_view", (whole, written, look, part), {}, op.state)
             written = self.new(base, scatter, 0, *describe_value(whole))
             written.requires_grad |= whole.requires_grad
+
+
+@cache
+def _functional(func: OpOverload) -> OpOverload | None:
+    """The operation that computes what one in place writes; None where there is none."""
+
+    def parameters(func: OpOverload) -> list[tuple[str, str]]:
+        return [(a.name, str(a.type)) for a in func._schema.arguments]
+
+    packet = getattr(getattr(torch.ops, func.namespace), func._schema.name.split("::")[1][:-1], None)
+    others = (getattr(packet, name) for name in packet.overloads()) if packet is not None else ()
+    return next((other for other in others if parameters(other) == parameters(func)), None)
 
 
 def describe(tensor: torch.Tensor) -> tuple[tuple[Size, ...], torch.dtype, torch.device, bool]:

@@ -277,7 +277,7 @@ FAULTS = (
         VALUES,
         (
             Edit(
-                "rewriting.proof:number", "value.numerator * pow(value.denominator, -1, PRIME) % PRIME", "1"
+                "rewriting.field:number", "value.numerator * pow(value.denominator, -1, PRIME) % PRIME", "1"
             ),
             TWICE,
         ),

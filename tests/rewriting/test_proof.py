@@ -23,18 +23,27 @@ from mhf_compile.matching.search import find
 from mhf_compile.matching.unify import Operand
 from mhf_compile.notation import Axes, Index, Leaf, Term
 from mhf_compile.reading import rules
+from mhf_compile.rewriting import field
 from mhf_compile.rewriting import proof as prove
+from mhf_compile.rewriting.claim import claim
 from mhf_compile.rewriting.region import Region
 from mhf_compile.tape.recorder import record
 from mhf_compile.tape.tape import Op
 from tests.programs import BY_NAME, SPELLINGS, Spelling
 
-P = prove.PRIME
+P = field.PRIME
+
+
+def table(name: str) -> Tensor:
+    """A function at all elements of the field, by its name as an activation."""
+    parameters = {"gelu": ("none",), "gelu_tanh": ("tanh",)}.get(name, ())
+    return field.table(name.removesuffix("_tanh"), *parameters)
+
 
 # -- arithmetic ---------------------------------------------------------------------------------------------
 
 
-def field(*shape: int, seed: int = 0) -> Tensor:
+def elements(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(P, shape, generator=generator).double()
 
@@ -45,14 +54,14 @@ def ints(tensor: Tensor) -> list[int]:
 
 def test_the_prime_is_prime_and_sums_of_a_chunk_are_exact() -> None:
     assert all(P % divisor for divisor in range(2, math.isqrt(P) + 1))
-    assert prove.CHUNK * P**2 + P < 2**53
+    assert field.CHUNK * P**2 + P < 2**53
 
 
-@pytest.mark.parametrize("inner", [1, 7, prove.CHUNK, 2 * prove.CHUNK + 3])
+@pytest.mark.parametrize("inner", [1, 7, field.CHUNK, 2 * field.CHUNK + 3])
 def test_matmul_is_that_of_integers(inner: int) -> None:
     # The largest entries: the sums that are nearest to what float64 cannot hold.
     for a, b in (
-        (field(2, inner), field(inner, 2, seed=1)),
+        (elements(2, inner), elements(inner, 2, seed=1)),
         (torch.full((2, inner), P - 1.0), torch.full((inner, 2), P - 1.0)),
     ):
         expected = [
@@ -60,29 +69,29 @@ def test_matmul_is_that_of_integers(inner: int) -> None:
             for row in a
             for column in b.T
         ]
-        assert ints(prove._matmul(a.double(), b.double())) == expected
+        assert ints(field.matmul(a.double(), b.double())) == expected
 
 
 def test_matmul_of_batches_and_vectors() -> None:
-    a, b = field(3, 2, 5), field(3, 5, 4, seed=1)
+    a, b = elements(3, 2, 5), elements(3, 5, 4, seed=1)
     for i in range(3):
-        assert torch.equal(prove._matmul(a, b)[i], prove._matmul(a[i], b[i]))
-    assert torch.equal(prove._matmul(a[0], b[0, :, 1]), prove._matmul(a[0], b[0])[:, 1])
+        assert torch.equal(field.matmul(a, b)[i], field.matmul(a[i], b[i]))
+    assert torch.equal(field.matmul(a[0], b[0, :, 1]), field.matmul(a[0], b[0])[:, 1])
 
 
 def test_inverse() -> None:
     x = torch.tensor([0, 1, 2, 3, P - 1, 12345]).double()
-    assert ints(prove._inverse(x)) == [0] + [pow(int(n), -1, P) for n in x[1:]]
+    assert ints(field.inverse(x)) == [0] + [pow(int(n), -1, P) for n in x[1:]]
 
 
 @pytest.mark.parametrize("value", [Fraction(3), Fraction(-1, 3), Fraction(0.1), Fraction(7, 2**30)])
 def test_a_rational_number_in_the_field(value: Fraction) -> None:
-    assert prove.number(value) * value.denominator % P == value.numerator % P
+    assert field.number(value) * value.denominator % P == value.numerator % P
 
 
 def test_the_tables_keep_the_identities_that_the_reader_uses() -> None:
     x = torch.arange(P, dtype=torch.float64)
-    exp, sigmoid, silu = (prove._table(name) for name in ("exp", "sigmoid", "silu"))
+    exp, sigmoid, silu = (table(name) for name in ("exp", "sigmoid", "silu"))
     exp_of_minus = exp[((P - x) % P).long()]
     # sigmoid(x) * (1 + exp(-x)) = 1 wherever the denominator is not 0, and there it is 0
     regular = (1 + exp_of_minus) % P != 0
@@ -91,7 +100,7 @@ def test_the_tables_keep_the_identities_that_the_reader_uses() -> None:
     )
     assert not sigmoid[~regular].any()
     assert torch.equal(silu, x * sigmoid % P)
-    assert torch.equal(prove._table("reciprocal") * x % P, (x != 0).double())
+    assert torch.equal(table("reciprocal") * x % P, (x != 0).double())
 
 
 IDENTITIES: dict[str, Callable[[Callable[[str], Tensor], Tensor], tuple[Tensor, Tensor]]] = {
@@ -134,7 +143,7 @@ def cubed(x: Tensor) -> Tensor:
 
 
 def in_field(value: float) -> int:
-    return prove.number(Fraction(value))
+    return field.number(Fraction(value))
 
 
 HALF = in_field(0.5)
@@ -143,7 +152,7 @@ HALF = in_field(0.5)
 @pytest.mark.parametrize("name", IDENTITIES)
 def test_the_tables_keep_the_identities_of_other_spellings(name: str) -> None:
     """Everywhere: at no element is a denominator 0."""
-    a, b = IDENTITIES[name](prove._table, torch.arange(P, dtype=torch.float64))
+    a, b = IDENTITIES[name](table, torch.arange(P, dtype=torch.float64))
     assert torch.equal(a % P, b % P)
 
 
@@ -166,7 +175,7 @@ def test_functions_are_told_apart() -> None:
         "mish",
     ]
     x = torch.arange(P, dtype=torch.float64)
-    tables = {"x": x, "0": torch.zeros_like(x), **{name: prove._table(name) for name in names}}
+    tables = {"x": x, "0": torch.zeros_like(x), **{name: table(name) for name in names}}
     assert abs(int((tables["relu"] == x).sum()) - P / 2) < 4 * math.sqrt(P / 4)  # four standard deviations
     assert int((tables["relu"] == x).sum() + (tables["relu"] == 0).sum()) == P + 1
     for (name, a), (other, b) in combinations(tables.items(), 2):
@@ -642,7 +651,7 @@ QUERY = torch.randn(2, 3, 2, 4)
 
 
 def structures(program: Callable[..., Tensor], *tensors: Tensor) -> list[object]:
-    return [region.structure() for _, region in matches(program, *tensors)]
+    return [claim(match, region) for match, region in matches(program, *tensors)]
 
 
 def test_layers_with_weights_of_their_own_are_of_one_structure() -> None:
