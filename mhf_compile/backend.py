@@ -23,12 +23,13 @@ from mhf_compile.kernels.source import source_hash
 from mhf_compile.matching.reasons import NoMatch, Refusal
 from mhf_compile.matching.search import Match, Unmatched, find
 from mhf_compile.options import Options, parse
-from mhf_compile.report.report import Miss, Report, Rewrite
+from mhf_compile.report.data import Miss, Rewrite
+from mhf_compile.report.describe import miss_of, rewrite_of
+from mhf_compile.report.report import Report
 from mhf_compile.rewriting.proof import Proofs
 from mhf_compile.rewriting.region import Region
-from mhf_compile.rewriting.surgery import Surgeon, copied, describe
+from mhf_compile.rewriting.surgery import Surgeon, copied
 from mhf_compile.tape.recorder import record
-from mhf_compile.tape.source import module_of, source_of
 from mhf_compile.tape.tape import Scope
 
 log = logging.getLogger(__name__)
@@ -189,7 +190,7 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
         if isinstance(found, Match):
             plan.append(found)
         else:
-            misses.append(_miss(found))
+            misses.append(miss_of(found))
     inside = {value for match in plan for value in accepted[match][0].computed if value is not match.root}
     for match in [match for match in plan if not inside.isdisjoint(accepted[match][0].leaves)]:
         plan.remove(match)
@@ -202,7 +203,7 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
                 region, proof = accepted[match]
                 try:
                     surgeon.replace(match, region)
-                    rewrites.append(describe(match, region, proof))
+                    rewrites.append(rewrite_of(match, region, proof))
                 except NoMatch as error:
                     misses += _refused(match, error)
             surgeon.finish()
@@ -218,12 +219,7 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
 
 
 def _refused(match: Match, error: NoMatch) -> list[Miss]:
-    return [_miss(Unmatched(match.pattern, anchor, error)) for anchor in match.anchors]
-
-
-def _miss(found: Unmatched) -> Miss:
-    anchor = found.anchor.op.node if found.anchor.op is not None else None
-    return Miss(found.pattern.name, module_of(anchor), source_of(anchor), found.why.reason, found.why.advice)
+    return [miss_of(Unmatched(match.pattern, anchor, error)) for anchor in match.anchors]
 
 
 def compile_inner(module: fx.GraphModule, inputs: Sequence[Any], inner: str, kwargs: dict[str, Any]) -> Any:

@@ -21,7 +21,7 @@ from mhf_compile import notation
 from mhf_compile.matching.normal_form import normal_form
 from mhf_compile.matching.reasons import NO_GRAD, NORMS, NoMatch, Refusal, nearest, not_linear
 from mhf_compile.matching.unify import Unification, unify
-from mhf_compile.notation import Axis, Func, Index, Leaf, Term, Unreadable
+from mhf_compile.notation import Func, Index, Leaf, Term, Unreadable
 from mhf_compile.notation.fold import parts
 from mhf_compile.patterns import PATTERNS, Pattern
 from mhf_compile.reading.activations import Activations
@@ -53,23 +53,6 @@ class Match:
     """A value of each symbolic size that satisfies every guard."""
     alike: Alike
     """Tells which values are computed alike."""
-
-    @property
-    def equation(self) -> str:
-        """What was read, its axes named by their roles."""
-        names: dict[Axis, Index] = {}
-        for role, axes in self.unification.roles.items():
-            for number, axis in enumerate(axes):
-                names[axis] = Index.over(Axis(axis.size, role + str(number + 1) * (len(axes) > 1)))
-        for leaf in notation.leaves(self.term.factors):  # the up score has an axis of its own for d
-            for own in (own for own in self.leaves if own.value == leaf.value):
-                for ours, theirs in zip(own.index, leaf.index, strict=True):
-                    for known, other in zip(ours.axes, theirs.axes, strict=False):
-                        if known in names:
-                            names.setdefault(other, names[known])
-        where = ", ".join(repr(index.substitute(names)) for index in self.index)
-        terms = (notation.substitute(term, names) for term in (self.term, *self.addends))
-        return f"{self.root}[{where}] = {notation.equation(tuple(terms))}"
 
     @property
     def hidden(self) -> int:
