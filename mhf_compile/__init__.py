@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mhf_compile.backend import flashmhf, last_reports
     from mhf_compile.errors import FlashMHFError, NotRewritten, OptionError
     from mhf_compile.kernels.ops import flash_mhf
-    from mhf_compile.report.report import Miss, Report, Rewrite
+    from mhf_compile.report import Miss, Report, Rewrite
 
 __version__ = "0.1.0"
 

@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from mhf_compile.backend import analyse, check_required
 from mhf_compile.options import PREFIX, parse
-from mhf_compile.report.modules import Places
+from mhf_compile.report.modules import ModulePaths
 from mhf_compile.report.report import Report
 from mhf_compile.rewriting.surgery import copied
 
@@ -57,11 +57,11 @@ def explain_call(
     """As :func:`explain`, of a call whose keyword arguments may have any name."""
     ours, _ = parse({PREFIX + "strict": True, **(options or {})})
     reports: list[Report] = []
-    places = Places(model)
+    paths = ModulePaths(model)
 
     def collect(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        places.name(module)
-        report_of = places.follow(module, analyse(module, ours))
+        paths.put_into(module)
+        report_of = paths.report_of(module, analyse(module, ours))
 
         def run(*arguments: Any) -> Any:
             reports.append(report_of(arguments))
@@ -70,7 +70,7 @@ def explain_call(
         return run
 
     run_compiled(model, args, kwargs, collect)
-    report = merged(reports, places.modules)
+    report = merged(reports, paths.modules)
     check_required(report, ours)
     return report
 

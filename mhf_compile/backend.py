@@ -19,13 +19,12 @@ from torch._logging._internal import trace_structured_artifact
 import mhf_compile.kernels.ops  # noqa: F401  (registers the ops that the rewritten graphs call)
 from mhf_compile.errors import NotRewritten
 from mhf_compile.kernels.source import source_hash
-from mhf_compile.matching.match import Unmatched
 from mhf_compile.options import Options, parse
-from mhf_compile.report.report import Miss, Report
+from mhf_compile.report.describe import miss_of, rewrite_of
+from mhf_compile.report.report import Report
 from mhf_compile.rewriting.plan import carry_out, plan
-from mhf_compile.rewriting.surgery import describe, undoable
+from mhf_compile.rewriting.surgery import undoable
 from mhf_compile.tape.recorder import record
-from mhf_compile.tape.source import module_of, source_of
 
 log = logging.getLogger(__name__)
 
@@ -154,8 +153,8 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
         done, failed = carry_out(planned, module, tape, {"workspace": options.workspace})
         if planned and not done:  # a call of the program may be written out for nothing
             undo()
-        rewrites = [describe(one.match, one.region, one.proof) for one in done]
-        misses = [_miss(one) for one in (*left, *failed)]
+        rewrites = [rewrite_of(one.match, one.region, one.proof) for one in done]
+        misses = [miss_of(one) for one in (*left, *failed)]
         notes: tuple[str, ...] = ()
         if misses and is_piece():  # what is cut apart leaves a miss
             notes = (SPLIT,)
@@ -163,11 +162,6 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
         report = Report(tuple(rewrites), tuple(misses), notes)
         tell(report)
     return report
-
-
-def _miss(one: Unmatched) -> Miss:
-    node = one.anchor.op.node if one.anchor.op is not None else None
-    return Miss(one.pattern.name, module_of(node), source_of(node), one.why.reason, one.why.advice)
 
 
 def compile_inner(module: fx.GraphModule, inputs: Sequence[Any], inner: str, kwargs: dict[str, Any]) -> Any:

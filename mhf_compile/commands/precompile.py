@@ -13,7 +13,7 @@ import torch
 from mhf_compile.commands.arguments import DTYPES, positive
 from mhf_compile.commands.factory import SpecError, made
 from mhf_compile.models import CONFIGS, FlashMHF
-from mhf_compile.report.report import headline
+from mhf_compile.report.text import headline
 
 if TYPE_CHECKING:
     from mhf_compile.commands.calls import FusedCall

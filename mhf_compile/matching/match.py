@@ -43,23 +43,6 @@ class Match:
         return min(anchor.time for anchor in self.anchors)
 
     @property
-    def equation(self) -> str:
-        """What was read, its axes named by their roles."""
-        names: dict[Axis, Index] = {}
-        for role, axes in self.unification.roles.items():
-            for number, axis in enumerate(axes):
-                names[axis] = Index.over(Axis(axis.size, role + str(number + 1) * (len(axes) > 1)))
-        for leaf in notation.leaves(self.term.factors):  # the up score has an axis of its own for d
-            for own in (own for own in self.leaves if own.value == leaf.value):
-                for ours, theirs in zip(own.index, leaf.index, strict=True):
-                    for known, other in zip(ours.axes, theirs.axes, strict=False):
-                        if known in names:
-                            names.setdefault(other, names[known])
-        where = ", ".join(repr(index.substitute(names)) for index in self.index)
-        terms = (notation.substitute(term, names) for term in (self.term, *self.addends))
-        return f"{self.root}[{where}] = {notation.equation(tuple(terms))}"
-
-    @property
     def hidden(self) -> int:
         """The number of hidden values, those of activation times up projection."""
         return math.prod(

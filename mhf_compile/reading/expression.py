@@ -184,7 +184,8 @@ def _changes(expression: Expression, points: torch.Tensor) -> torch.Tensor:
             coefficients = _polynomial(call.argument)
             slopes = [degree * c for degree, c in enumerate(coefficients)][1:]
             found += [_roots(coefficients), _roots(slopes)]
-    return torch.cat(found).unique()
+    changes: torch.Tensor = torch.cat(found).unique()
+    return changes
 
 
 def _polynomial(expression: Expression) -> list[float]:

@@ -1,153 +1,75 @@
-"""Equations in index notation, as ``repr`` of :mod:`mhf_compile.notation` prints them, set in MathML."""
+"""An equation in index notation as data, of names and numbers alone; ``str`` of it is its text."""
 
 from __future__ import annotations
 
-import re
-from html import escape
-from typing import NoReturn
-
-_TOKEN = re.compile(
-    r"\s*(?:(?P<sum>sum_\{(?P<axes>[\w,]+)\})"
-    r"|(?P<entry>(?P<name>stack\([^\[\]]*\)|[A-Za-z][\w.,-]*)\[(?P<index>[^\[\]]*)\])"
-    r"|(?P<where>\[(?P<condition>[^\[\]]*)\])"
-    r"|(?P<function>[A-Za-z]\w*)\("
-    r"|(?P<number>-?\d+(?:/\d+)?)"
-    r"|(?P<sign>[=+*()]))"
-)
+from dataclasses import dataclass
+from fractions import Fraction
 
 
-_THIN = '<mspace width="0.17em"/>'  # between factors
-_BETWEEN = '<mo form="infix">'  # a sign between terms, also where it stands first in its piece
+@dataclass(frozen=True)
+class Axis:
+    """An axis, by its role in the pattern; ``number`` counts from 1 where a role is several axes, else 0."""
+
+    role: str
+    number: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.role}{self.number or ''}"
 
 
-class NotAnEquation(ValueError):
-    """A text that is not what ``notation`` prints."""
+@dataclass(frozen=True)
+class Position:
+    """The position ``offset + sum(stride * axis)`` along a dimension; a symbolic number is a string."""
+
+    digits: tuple[tuple[int | str, Axis], ...]
+    offset: int | str = 0
+
+    def __str__(self) -> str:
+        parts = [f"{axis}" if stride == 1 else f"{stride}*{axis}" for stride, axis in self.digits]
+        return "+".join(parts + [str(self.offset)] * (self.offset != 0 or not parts))
 
 
-def mathml(equation: str) -> list[str]:
-    """An equation as pieces of MathML, between which a line may break: browsers break none themselves.
+@dataclass(frozen=True)
+class Entry:
+    """An entry of a tensor, which has the shortest name that tells it from the others of its equation."""
 
-    Raises:
-        NotAnEquation: the text is not what ``notation`` prints.
-    """
-    return _Reader(equation).equation()
+    tensor: str
+    index: tuple[Position, ...]
 
-
-class _Reader:
-    """Reads the grammar of ``notation``: an entry, "=", a sum of products, functions of such sums."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.end = 0
-        self.next()
-
-    def next(self) -> None:
-        """Go to the next token; None at the end."""
-        rest = self.text[self.end :]
-        self.token = _TOKEN.match(self.text, self.end) if rest.strip() else None
-        if self.token is None and rest.strip():
-            self.fail()
-        self.end = self.token.end() if self.token is not None else self.end
-
-    def fail(self) -> NoReturn:
-        raise NotAnEquation(f"{self.text!r} at {self.end}")
-
-    def at(self, sign: str) -> bool:
-        """Whether the next token is a sign, and if so go past it."""
-        found = self.token is not None and self.token["sign"] == sign
-        if found:
-            self.next()
-        return found
-
-    def expect(self, sign: str) -> None:
-        if not self.at(sign):
-            self.fail()
-
-    def equation(self) -> list[str]:
-        left = self.factor()
-        self.expect("=")
-        pieces = self.sum()
-        if self.token is not None:
-            self.fail()
-        return [f"{left}<mo>=</mo>", *pieces]
-
-    def sum(self) -> list[str]:
-        pieces = self.term()
-        while self.at("+"):
-            minus = self.token is not None and (self.token["number"] or "").startswith("-")
-            first, *others = self.term()
-            signed = first if minus else f"<mo>+</mo>{first}"
-            pieces += [signed.replace("<mo>", _BETWEEN, 1), *others]
-        return pieces
-
-    def term(self) -> list[str]:
-        """The factors; a sum's sign stands with the first of them."""
-        sign = ""
-        if self.token is not None and self.token["sum"]:
-            sign = f"<munder><mo>∑</mo>{_row(_axes(self.token['axes']))}</munder>"
-            self.next()
-        factors = [self.factor()]
-        while self.at("*"):
-            factors.append(self.factor())
-        return [sign + factors[0], *factors[1:]]
-
-    def factor(self) -> str:
-        token = self.token
-        if token is None:
-            self.fail()
-        if self.at("("):
-            return self.parentheses()
-        self.next()
-        if token["entry"]:
-            return f"<msub>{_name(token['name'])}{_row(_index(token['index']))}</msub>"
-        if token["where"]:
-            return f"<mo>[</mo>{_index(token['condition'])}<mo>]</mo>"
-        if token["function"]:
-            return f"<mi>{escape(token['function'])}</mi>{self.parentheses()}"
-        if token["number"]:
-            return _number(token["number"])
-        self.fail()
-
-    def parentheses(self) -> str:
-        inner = _THIN.join(self.sum()).replace(_THIN + _BETWEEN, _BETWEEN)
-        self.expect(")")
-        return f'<mrow><mo>(</mo><mstyle displaystyle="false">{inner}</mstyle><mo>)</mo></mrow>'
+    def __str__(self) -> str:
+        return f"{self.tensor}[{','.join(map(str, self.index))}]"
 
 
-def _row(inner: str) -> str:
-    return f"<mrow>{inner}</mrow>"
+@dataclass(frozen=True)
+class Function:
+    """An elementwise function of a sum of terms; without a name that sum itself."""
+
+    name: str
+    terms: tuple[Term, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}({' + '.join(map(str, self.terms))})"
 
 
-def _name(name: str) -> str:
-    return f"<mi>{escape(name)}</mi>"  # one letter is italic, more are upright
+@dataclass(frozen=True)
+class Term:
+    """``coefficient`` times the sum over axes of the product of factors."""
+
+    factors: tuple[Entry | Function, ...]
+    summed: tuple[Axis, ...] = ()
+    coefficient: Fraction = Fraction(1)
+
+    def __str__(self) -> str:
+        body = " * ".join([str(self.coefficient)] * (self.coefficient != 1) + list(map(str, self.factors)))
+        return f"sum_{{{','.join(map(str, self.summed))}}} {body or 1}" if self.summed else body or "1"
 
 
-def _number(number: str) -> str:
-    top, slash, bottom = number.partition("/")
-    minus = "<mo>&#x2212;</mo>" if top.startswith("-") else ""
-    top = f"<mn>{top.removeprefix('-')}</mn>"
-    return minus + (f"<mfrac>{top}<mn>{bottom}</mn></mfrac>" if slash else top)
+@dataclass(frozen=True)
+class Equation:
+    """What an entry of the result is: a sum of terms."""
 
+    result: Entry
+    terms: tuple[Term, ...]
 
-def _axes(axes: str) -> str:
-    return "<mo>,</mo>".join(map(_axis, axes.split(",")))
-
-
-def _axis(axis: str) -> str:
-    letter, number = axis[0], axis[1:]
-    if number.isdecimal():
-        return f"<msub><mi>{letter}</mi><mn>{number}</mn></msub>"
-    return f"<mi>{escape(axis)}</mi>"
-
-
-def _index(index: str) -> str:
-    """Positions such as ``b,96*h+d``: axes, numbers and, between them, what the text has."""
-    parts = []
-    for part in re.findall(r"\w+|[^\w\s]", index):
-        if part == "*":
-            parts.append("<mo>&#x2062;</mo>")  # invisible times
-        elif part.isdecimal():
-            parts.append(f"<mn>{part}</mn>")
-        else:
-            parts.append(_axis(part) if part[0].isalpha() else f"<mo>{escape(part)}</mo>")
-    return "".join(parts)
+    def __str__(self) -> str:
+        return f"{self.result} = {' + '.join(map(str, self.terms))}"

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import fx, nn
 
-from mhf_compile.report.names import path_of
 from mhf_compile.report.report import Report
+from mhf_compile.tape.source import path_in_self
 
 
-class Places:
+class ModulePaths:
     """The paths of a model's modules and parameters.
 
     Args:
@@ -27,7 +27,7 @@ class Places:
         self._paths = {str(id(module)): path for path, module in modules}
         self._parameters = {id(parameter): path for path, parameter in parameters}
 
-    def name(self, graph_module: fx.GraphModule) -> None:
+    def put_into(self, graph_module: fx.GraphModule) -> None:
         """Put paths in the model into a graph, where Dynamo has paths from the "self" of what it compiles."""
         for body in graph_module.modules():
             for node in body.graph.nodes if isinstance(body, fx.GraphModule) else ():
@@ -35,33 +35,33 @@ class Places:
                 for key, (path, kind) in stack.items():  # keys are "id" or "id@calls"
                     stack[key] = self._paths.get(key.split("@")[0], path), kind
 
-    def follow(self, graph_module: fx.GraphModule, report: Report) -> Callable[[Sequence[Any]], Report]:
+    def report_of(self, graph_module: fx.GraphModule, report: Report) -> Callable[[Sequence[Any]], Report]:
         """A function of a graph's arguments: its report, with the modules that it runs for."""
-        names = [node.name for node in graph_module.graph.find_nodes(op="placeholder")]
+        below = [path_in_self(node) for node in graph_module.graph.find_nodes(op="placeholder")]
         first: list[str] = []
 
         def at(arguments: Sequence[Any]) -> Report:
             now = [self._parameters.get(id(argument), "") for argument in arguments]
             first.extend(now if not first else ())
-            own = _own(names, now)
+            own = _path_of_self(below, now)
 
-            def place(path: str) -> str:
+            def here(path: str) -> str:
                 return _moved(path, first, now) if path else own
 
             return replace(
                 report,
-                rewrites=tuple(replace(r, module=place(r.module)) for r in report.rewrites),
-                misses=tuple(replace(m, module=place(m.module)) for m in report.misses),
+                rewrites=tuple(replace(r, module=here(r.module)) for r in report.rewrites),
+                misses=tuple(replace(m, module=here(m.module)) for m in report.misses),
             )
 
         return at
 
 
-def _own(names: Sequence[str], paths: Sequence[str]) -> str:
-    """The path of "self": that of one of its parameters, without what Dynamo's name has of it."""
-    for name, path in zip(names, paths, strict=True):
-        if path and name.startswith("l_self_"):
-            return ".".join(path.split(".")[: -len(path_of(name))])
+def _path_of_self(below: Sequence[tuple[str, ...]], paths: Sequence[str]) -> str:
+    """The path of ``self`` in the model: that of one of its parameters, without the way to it from there."""
+    for names, path in zip(below, paths, strict=True):
+        if path and names:
+            return ".".join(path.split(".")[: -len(names)])
     return ""
 
 

@@ -5,17 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from mhf_compile.report.equation import NotAnEquation, mathml
-from mhf_compile.report.names import compact
-from mhf_compile.report.report import (
-    Miss,
-    Report,
-    Rewrite,
-    grouped_misses,
-    grouped_rewrites,
-    megabytes,
-    total_bytes,
-)
+from mhf_compile.report.data import Miss, Outcome, Rewrite
+from mhf_compile.report.equation import Equation
+from mhf_compile.report.mathml import mathml
+from mhf_compile.report.names import compact, megabytes, total_megabytes
 from mhf_compile.report.style import STYLE
 from mhf_compile.report.tree import Node, tree
 
@@ -31,16 +24,16 @@ def element(name: str, *children: str, **attributes: str) -> Html:
     return Html(f"<{name}{given}>{inner}</{name}>")
 
 
-def page(report: Report) -> str:
-    """A report as a page."""
-    rewrites, misses = grouped_rewrites(report), grouped_misses(report)
-    title = report.modules[0][1] if report.modules else "Report"
+def page(outcome: Outcome) -> str:
+    """All of it as a page."""
+    rewrites, misses = outcome.grouped_rewrites, outcome.grouped_misses
+    title = outcome.modules[0][1] if outcome.modules else "Report"
     parts = [
-        _head(report, title),
-        *(element("aside", _sentence(note)) for note in report.notes),
+        _head(outcome, title),
+        *(element("aside", _sentence(note)) for note in outcome.notes),
         *_section("Rewritten", [_rewrite(f"r{n}", *group) for n, group in enumerate(rewrites)]),
         *_section("Left alone", [_miss(f"m{n}", *group) for n, group in enumerate(misses)]),
-        *_section("Modules", _modules(report, rewrites, misses)),
+        *_section("Modules", _modules(outcome.modules, rewrites, misses)),
     ]
     head = (
         Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
@@ -55,12 +48,12 @@ def _section(title: str, parts: Sequence[Html]) -> list[Html]:
     return [element("section", element("h2", title), *parts)] if parts else []
 
 
-def _head(report: Report, title: str) -> Html:
-    done, total = len(report.rewrites), len(report.rewrites) + len(report.misses)
+def _head(outcome: Outcome, title: str) -> Html:
+    done, total = len(outcome.rewrites), outcome.total
     if not total:
         return element("header", element("h1", title), element("p", "There is no feed-forward in it."))
     figures = [_figure(f"{done} of {total}", "feed-forwards run as one fused call")]
-    saved = total_bytes(report.rewrites)
+    saved = total_megabytes(rewrite.saved_bytes for rewrite in outcome.rewrites)
     if saved:
         figures.append(_figure(saved, "less is kept for the backward"))
     share = element("span", style=f"width: {100 * done / total:.2f}%")
@@ -76,7 +69,7 @@ def _figure(number: str, meaning: str) -> Html:
     return element("p", element("strong", number), " ", element("span", meaning))
 
 
-# -- what was found -----------------------------------------------------------------------------------------
+# -- rewrites and misses -----------------------------------------------------------------------------------
 
 
 def _title(name: str, modules: Sequence[str], source: str) -> Html:
@@ -106,7 +99,7 @@ def _rewrite(name: str, rewrite: Rewrite, modules: Sequence[str]) -> Html:
     return element(
         "article",
         _title(name, modules, rewrite.source),
-        _equation(rewrite.equation),
+        *([_equation(rewrite.notation)] if rewrite.notation is not None else []),
         element("dl", *sizes),
     )
 
@@ -117,14 +110,8 @@ def _size(meaning: str, value: int | str, axes: str = "") -> Html:
     return element("div", element("dt", meaning, *symbol), element("dd", str(value)))
 
 
-def _equation(equation: str) -> Html:
-    if not equation:
-        return Html()
-    try:
-        pieces = mathml(equation)
-    except NotAnEquation:
-        return element("p", element("code", equation), class_="equation")
-    maths = (element("math", Html(piece), displaystyle="true") for piece in pieces)
+def _equation(equation: Equation) -> Html:
+    maths = (element("math", Html(piece), displaystyle="true") for piece in mathml(equation))
     return element("p", Html(" ".join(maths)), class_="equation")
 
 
@@ -147,19 +134,19 @@ def _sentence(text: str) -> str:
 
 
 def _modules(
-    report: Report,
+    modules: Sequence[tuple[str, str]],
     rewrites: Sequence[tuple[Rewrite, Sequence[str]]],
     misses: Sequence[tuple[Miss, Sequence[str]]],
 ) -> list[Html]:
-    if not report.modules:
+    if not modules:
         return []
-    found: dict[str, list[int]] = {}
-    for number, (_, modules) in enumerate([*rewrites, *misses]):
-        for module in modules:
-            found.setdefault(module, []).append(number)
+    results: dict[str, list[int]] = {}
+    for number, (_, paths) in enumerate([*rewrites, *misses]):
+        for path in paths:
+            results.setdefault(path, []).append(number)
     links = [element("a", "fused", href=f"#r{n}", class_="fused") for n in range(len(rewrites))]
     links += [element("a", "left alone", href=f"#m{n}", class_="alone") for n in range(len(misses))]
-    return [element("ul", *_node(tree(report.modules, found), links), class_="tree")]
+    return [element("ul", *_node(tree(modules, results), links), class_="tree")]
 
 
 def _node(node: Node, links: Sequence[Html]) -> Iterator[Html]:
@@ -167,12 +154,12 @@ def _node(node: Node, links: Sequence[Html]) -> Iterator[Html]:
     row = [
         *([element("code", node.name), " "] if node.name else []),
         element("span", node.kind + times),
-        *(child for number in dict.fromkeys(node.found) for child in (" ", links[number])),
+        *(child for number in dict.fromkeys(node.results) for child in (" ", links[number])),
     ]
     if not node.children:
         yield element("li", *row)
         return
     inside = [item for child in node.children for item in _node(child, links)]
-    below = any(child.tells for child in node.children)
+    below = any(child.has_results for child in node.children)
     opening = Html("<details open>" if below or not node.name else "<details>")
     yield element("li", opening, element("summary", *row), element("ul", *inside), Html("</details>"))

@@ -11,30 +11,30 @@ from mhf_compile.report.names import compact
 
 @dataclass(frozen=True)
 class Node:
-    """A module, or several neighbours of numbered names that are alike.
+    """A module, or several neighbours that differ in nothing but their number.
 
     Attributes:
         name: its name in its parent, such as "ffn", "3" or, of several, "0-9"; "" of the root.
         kind: its class.
-        found: what was found in it and not in a child, as numbers that the caller gave out.
+        results: the rewrites and misses in it and not in a child, as numbers that the caller gave out.
         children: its modules.
         times: how many modules it stands for.
     """
 
     name: str
     kind: str
-    found: tuple[int, ...]
+    results: tuple[int, ...]
     children: tuple[Node, ...]
     times: int = 1
 
     @property
-    def tells(self) -> bool:
-        """Whether something was found in it or below."""
-        return bool(self.found) or any(child.tells for child in self.children)
+    def has_results(self) -> bool:
+        """Whether there is a rewrite or a miss in it or below."""
+        return bool(self.results) or any(child.has_results for child in self.children)
 
 
-def tree(modules: Sequence[tuple[str, str]], found: Mapping[str, Sequence[int]]) -> Node:
-    """The tree of (path, class) of modules, parents first, with what was found in each path."""
+def tree(modules: Sequence[tuple[str, str]], results: Mapping[str, Sequence[int]]) -> Node:
+    """The tree of (path, class) of modules, parents first, with the results of each path."""
     below: dict[str, list[str]] = {}
     kinds = dict(modules)
     for path in kinds:
@@ -43,7 +43,7 @@ def tree(modules: Sequence[tuple[str, str]], found: Mapping[str, Sequence[int]])
 
     def node(path: str) -> Node:
         children = _condensed([node(child) for child in below.get(path, ())])
-        return Node(path.rpartition(".")[2], kinds[path], tuple(found.get(path, ())), children)
+        return Node(path.rpartition(".")[2], kinds[path], tuple(results.get(path, ())), children)
 
     return node("")
 
@@ -51,8 +51,8 @@ def tree(modules: Sequence[tuple[str, str]], found: Mapping[str, Sequence[int]])
 def _condensed(nodes: Sequence[Node]) -> tuple[Node, ...]:
     """Neighbours that differ in nothing but a number are one."""
 
-    def alike(node: Node) -> Node:
+    def without_number(node: Node) -> Node:
         return replace(node, name="") if node.name.isdecimal() else node
 
-    runs = [list(run) for _, run in groupby(nodes, alike)]
+    runs = [list(run) for _, run in groupby(nodes, without_number)]
     return tuple(replace(run[0], name=compact(node.name for node in run), times=len(run)) for run in runs)

@@ -16,11 +16,9 @@ from mhf_compile import notation
 from mhf_compile.matching.match import Match
 from mhf_compile.matching.reasons import NoMatch
 from mhf_compile.notation import Axis
-from mhf_compile.report.report import Rewrite, plain
 from mhf_compile.rewriting.operands import Builder
 from mhf_compile.rewriting.region import Region
 from mhf_compile.tape.recorder import fake_mode_of
-from mhf_compile.tape.source import module_of, source_of
 from mhf_compile.tape.tape import Op, Scope, Tape, Value, convert
 
 
@@ -246,20 +244,3 @@ def copied(graph: fx.Graph) -> fx.Graph:
 def _magnitude(tensor: Tensor, dim: int) -> int:
     stride = tensor.stride(dim)
     return stride if isinstance(stride, int) else int(stride.node.hint or 1)
-
-
-def describe(match: Match, region: Region, proof: str) -> Rewrite:
-    """What the report says of a rewrite."""
-    unification = match.unification
-    anchor = min(match.anchors, key=lambda value: value.time)
-    node = anchor.op.node if anchor.op is not None else None
-    return Rewrite(
-        pattern=match.pattern.name,
-        module=module_of(node),
-        source=source_of(node),
-        **{field: plain(unification.size(*roles)) for field, roles in match.pattern.fields.items()},
-        dtype=str(region.dtype).removeprefix("torch."),
-        proof=proof,
-        saved_bytes=plain(region.saved),
-        equation=match.equation,
-    )

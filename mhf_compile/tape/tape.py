@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from mhf_compile.notation import Size, size_of
 from mhf_compile.tape.operations import NO_GRADIENT, ONE_TO_ONE, OVERWRITES
+from mhf_compile.tape.source import is_named, path_of
 
 
 @dataclass(eq=False)
@@ -164,8 +165,16 @@ class Value:
         nodes = self.handle.nodes_in(scope) if scope is not None and time < self.expires else []
         return nodes[0] if nodes else None
 
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The user's name of it, as a path; inside a call of the program, that of its operation."""
+        nodes = [node for _, node in self.handle.nodes]
+        if nodes:  # the first is that of the outermost graph
+            return path_of(next(filter(is_named, nodes), nodes[0]))
+        return (self.op.name.removeprefix("_") if self.op is not None else "input",)
+
     def __repr__(self) -> str:
-        return self.handle.nodes[-1][1].name if self.handle.nodes else f"v{self.time}"
+        return ".".join(self.path)
 
 
 def tensors(structure: object) -> Iterator[Value]:

@@ -19,7 +19,7 @@ from mhf_compile import backend
 from mhf_compile.matching.match import Unmatched
 from mhf_compile.matching.reasons import NoMatch
 from mhf_compile.reading.rules import RULES, Rule
-from mhf_compile.report.report import Miss
+from mhf_compile.report import Miss
 
 HOUSE = Path(mhf_compile.__file__).parent
 
@@ -82,7 +82,7 @@ def counting(counts: Counter[str]) -> Iterator[None]:
 
         return dataclasses.replace(plain, read=read)
 
-    init, tell = NoMatch.__init__, backend._miss
+    init, tell = NoMatch.__init__, backend.miss_of
     made: dict[NoMatch, tuple[str, int]] = {}  # where
 
     def make(self: NoMatch, *args: Any, **kwargs: Any) -> None:
@@ -105,7 +105,7 @@ def counting(counts: Counter[str]) -> Iterator[None]:
     with (
         mock.patch.dict(RULES, {name: rule(name, plain) for name, plain in RULES.items()}),
         mock.patch.object(NoMatch, "__init__", make),
-        mock.patch.object(backend, "_miss", told),
+        mock.patch.object(backend, "miss_of", told),
         mock.patch.object(backend, "record", record),
     ):
         yield

@@ -1,14 +1,10 @@
-"""Names for people: module paths as one, and the values of a graph as the user knows them."""
+"""Names for people: module paths as one, the shortest names that differ, bytes."""
 
 from __future__ import annotations
 
 import pytest
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import silu
 
-import mhf_compile
-from mhf_compile.report.names import compact, readable, readable_equation
+from mhf_compile.report.names import compact, condensed, shortest, total_megabytes
 
 
 @pytest.mark.parametrize(
@@ -31,65 +27,30 @@ def test_paths(paths: list[str], shown: str) -> None:
     assert compact(paths) == shown
 
 
-@pytest.mark.parametrize(
-    ("reason", "shown"),
-    [
-        ("the activation hidden_3 is returned", "the activation hidden is returned"),
-        ("l_self_modules_layers_modules_3_parameters_w_1_ is written to", "layers.3.w_1 is written to"),
-        ("l_x_ is a tensor subclass", "x is a tensor subclass"),
-        ("l_self_w_ is read", "w is read"),
-        ("used by mean (src/model_2.py:33), float32", "used by mean (src/model_2.py:33), float32"),
-        ("used by mean (/a_1/b.py:33)", "used by mean (/a_1/b.py:33)"),
-    ],
-)
-def test_reasons(reason: str, shown: str) -> None:
-    assert readable(reason) == shown
+def test_a_name_with_a_dot_in_it_is_one_name() -> None:
+    assert condensed([("heads", "v1.0"), ("heads", "v1.1")]) == [("heads", "v1.0"), ("heads", "v1.1")]
 
 
 @pytest.mark.parametrize(
-    ("equation", "shown"),
+    ("path", "others", "shown"),
     [
-        ("to_4[b, h] = l_self_parameters_k_[h] * q_7[b, 4*h+d]", "to[b,h] = k[h] * q[b,4*h+d]"),
-        (
-            "y[b] = l_self_modules_gate_parameters_weight_[b] * l_self_modules_up_parameters_weight_[b]",
-            "y[b] = gate.weight[b] * up.weight[b]",
-        ),
-        ("y_2[b] = add_3[b] * add_9[b]", "y[b] = add_1[b] * add_2[b]"),
-        (
-            "y[b] = stack(l_s_modules_k_modules_0_parameters_w_, l_s_modules_k_modules_1_parameters_w_)[b]",
-            "y[b] = w[b]",
-        ),
-        (
-            "y[b] = stack(l_s_parameters_k_parameters_0_, l_s_parameters_k_parameters_1_)[b]",
-            "y[b] = k.0-1[b]",
-        ),
-        ("y[b] = stack(stack(l_a_, l_b_), stack(l_c_, l_d_))[b]", "y[b] = stack(a,b,c,d)[b]"),
-        ("y[b] = silu(l_x_[b] + 1/2 * l_x_[0])", "y[b] = silu(x[b] + 1/2 * x[0])"),
+        ("q", [], "q"),
+        ("mlp.gate.weight", [], "weight"),
+        ("mlp.gate.weight", ["mlp.up.weight"], "gate.weight"),
+        ("a.gate.weight", ["b.gate.weight"], "a.gate.weight"),
+        ("keys.0-1", ["q"], "keys.0-1"),  # a number alone says nothing
+        ("mlp.w", ["mlp.w"], "w"),  # the same path cannot be told apart by more of it
+        ("weight", ["gate.weight"], "weight"),
     ],
 )
-def test_equations(equation: str, shown: str) -> None:
-    assert readable_equation(equation) == shown
+def test_the_shortest_name(path: str, others: list[str], shown: str) -> None:
+    paths = [tuple(other.split(".")) for other in (path, *others)]
+    assert shortest(paths[0], paths) == shown
 
 
-class Lists(nn.Module):
-    """Each head has modules of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate, self.up, self.down = (
-            nn.ModuleList(nn.Linear(*sizes, bias=False) for _ in range(3))
-            for sizes in ((4, 6), (4, 6), (6, 4))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        heads = zip(x.chunk(3, -1), self.gate, self.up, self.down, strict=True)
-        return torch.cat([down(silu(gate(q)) * up(q)) for q, gate, up, down in heads], -1)
-
-
-def test_the_equation_of_a_model_has_the_names_of_its_modules() -> None:
-    torch._dynamo.reset()
-    (rewrite,) = mhf_compile.explain(Lists(), torch.randn(2, 5, 12)).rewrites
-    assert readable_equation(rewrite.equation) == (
-        "cat[b,t,4*h+o] = sum_{f} silu(sum_{d} x[b,t,4*h+d] * gate.0-2.weight[h,f,d])"
-        " * (sum_{d} x[b,t,4*h+d] * up.0-2.weight[h,f,d]) * down.0-2.weight[h,o,f]"
-    )
+@pytest.mark.parametrize(
+    ("counts", "shown"),
+    [([], ""), ([0], ""), (["8*s0"], ""), ([2**20, 2**19], "1.5 MiB"), ([2**20, "s0"], "at least 1.0 MiB")],
+)
+def test_totals(counts: list[int | str], shown: str) -> None:
+    assert total_megabytes(counts) == shown

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import mhf_compile
+from mhf_compile.report import Miss, Report, Rewrite
 from mhf_compile.report.page import page
-from mhf_compile.report.report import Miss, Report, Rewrite
-from tests.report.test_report import MISS, REWRITE, Model
+from tests.report.test_report import MISS, REWRITE, Model, copy_of
 
 HOSTILE = "<script>alert('1')</script> & \"quoted\""
 
@@ -82,9 +82,9 @@ def test_all_that_is_reported_is_shown() -> None:
         *(
             getattr(REWRITE, field.name)
             for field in fields(Rewrite)
-            if field.name not in ("pattern", "saved_bytes", "equation")
+            if field.name not in ("pattern", "saved_bytes", "notation")
         ),
-        "o[n,h] = ...",
+        "ot=qt",
         "1 of 2",
         "3.5 MiB",
         "model.py:40",
@@ -103,11 +103,13 @@ def test_sentences_begin_with_a_capital_and_names_do_not() -> None:
     assert "mlp.w is written." in reader.text
 
 
-@pytest.mark.parametrize("kind", ["rewrite", "miss", "note", "module"])
+@pytest.mark.parametrize("kind", ["rewrite", "equation", "miss", "note", "module"])
 def test_no_name_is_markup(kind: str) -> None:
-    texts = ("module", "source", "tokens", "dtype", "proof", "equation", "saved_bytes")
+    texts = ("module", "source", "tokens", "dtype", "proof", "saved_bytes")
+    hostile = replace(REWRITE, **dict.fromkeys(texts, HOSTILE))  # type: ignore[arg-type]
     report = {
-        "rewrite": Report((replace(REWRITE, **dict.fromkeys(texts, HOSTILE)),)),  # type: ignore[arg-type]
+        "rewrite": Report((hostile,)),
+        "equation": Report((replace(REWRITE, notation=copy_of(HOSTILE)),)),
         "miss": Report((), (Miss(*[HOSTILE] * 5),)),
         "note": Report(notes=(HOSTILE,)),
         "module": Report(modules=(("", HOSTILE), (HOSTILE, HOSTILE))),
@@ -130,7 +132,7 @@ def test_a_model_as_it_is_explained(tmp_path: Path) -> None:
     assert "math" in {tag for tag, _ in reader.tags}
 
 
-def test_only_what_tells_something_is_open() -> None:
+def test_only_what_leads_to_a_result_is_open() -> None:
     model = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2)))
     modules = tuple((path, type(module).__name__) for path, module in model.named_modules())
     reader = Reader(page(Report((replace(REWRITE, module="1.0"),), modules=modules)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,21 @@ from torch import Tensor, fx, nn
 from torch.nn.functional import silu
 
 import mhf_compile
-from mhf_compile.report.report import Miss, Report, Rewrite, megabytes, plain, table
+from mhf_compile.report import Miss, Report, Rewrite
+from mhf_compile.report.data import Outcome
+from mhf_compile.report.describe import plain
+from mhf_compile.report.equation import Axis, Entry, Equation, Position, Term
+from mhf_compile.report.names import megabytes
+from mhf_compile.report.text import table
 from mhf_compile.tape.source import module_of, source_of
 from tests.programs import D, F, H
+
+
+def copy_of(tensor: str) -> Equation:
+    """The equation of a result that is a tensor's entries."""
+    index = (Position(((1, Axis("t")),)),)
+    return Equation(Entry("o", index), (Term((Entry(tensor, index),)),))
+
 
 REWRITE = Rewrite(
     pattern="flash_mhf",
@@ -31,7 +43,7 @@ REWRITE = Rewrite(
     dtype="bfloat16",
     proof="exact, 8 tokens",
     saved_bytes=3 * 2**20 + 2**19,
-    equation="o[n, h] = ...",
+    notation=copy_of("q"),
 )
 MISS = Miss("flash_mhf", "", "model.py:40", "it is used elsewhere")
 
@@ -69,17 +81,10 @@ def test_columns_that_say_nothing_are_left_out() -> None:
 
 
 def test_layers_that_are_alike_are_one_line() -> None:
-    layers = [
-        replace(
-            REWRITE, module=f"layers.{n}.ffn", equation=f"to_{n}[h] = l_self_modules_{n}_parameters_k_[h]"
-        )
-        for n in range(32)
-    ]
+    layers = [replace(REWRITE, module=f"layers.{n}.ffn", notation=copy_of(f"{n}.k")) for n in range(32)]
     other = replace(layers[7], heads=4)
     misses = [
-        Miss(
-            "flash_mhf", f"layers.{n}.mlp", "model.py:40", f"the activation hidden_{n} is returned", "do not"
-        )
+        Miss("flash_mhf", f"layers.{n}.mlp", "model.py:40", "the activation hidden is returned", "do not")
         for n in range(3)
     ]
     report = Report((*layers[:7], other, *layers[8:]), (*misses, replace(misses[0], source="model.py:50")))
@@ -88,9 +93,9 @@ def test_layers_that_are_alike_are_one_line() -> None:
         "s0*s1 8 2 11 96 256 128 bfloat16 31 x 3.5 MiB exact, 8 tokens model.py:12",
         "layers.7.ffn s0*s1 4 2 11 96 256 128 bfloat16 3.5 MiB exact, 8 tokens model.py:12",
         "read: layers.0-6,8-31.ffn (31 modules)",
-        "to[h] = k[h]",
+        "o[t] = 0.k[t]",
         "read: layers.7.ffn",
-        "to[h] = k[h]",
+        "o[t] = 7.k[t]",
         "not rewritten: layers.0-2.mlp (3 modules), model.py:40",
         "the activation hidden is returned",
         "what to change: do not",
@@ -108,7 +113,8 @@ def test_a_module_that_runs_again_and_again() -> None:
 
 def test_sentences_do_not_pass_the_width() -> None:
     long = replace(MISS, reason="why " * 60, advice="what " * 60)
-    report = Report((replace(REWRITE, equation=" * ".join(["q[b, t]"] * 60)),), (long,), ("note " * 60,))
+    many = replace(copy_of("q"), terms=copy_of("q").terms * 60)
+    report = Report((replace(REWRITE, notation=many),), (long,), ("note " * 60,))
     lines = report.text(equations=True).splitlines()
     assert max(len(line) for line in lines[3:]) <= 110
     assert " ".join(lines).count("why") == 60
@@ -121,15 +127,29 @@ def test_a_report_of_nothing() -> None:
 
 
 def test_json_round_trip() -> None:
-    report = Report((REWRITE,), (MISS, MISS), ("a note",), (("", "Model"), ("ffn", "Heads")))
+    unread = replace(REWRITE, notation=None)
+    report = Report((REWRITE, unread), (MISS, MISS), ("a note",), (("", "Model"), ("ffn", "Heads")))
     read = json.loads(report.to_json())
-    assert report == Report(
-        tuple(Rewrite(**r) for r in read["rewrites"]),
-        tuple(Miss(**m) for m in read["misses"]),
-        tuple(read["notes"]),
-        tuple(map(tuple, read["modules"])),
+    notations = [rewrite.pop("notation") for rewrite in read["rewrites"]]
+    assert [rewrite.pop("equation") for rewrite in read["rewrites"]] == ["o[t] = q[t]", ""]
+    assert Report((unread, unread), *(getattr(report, name) for name in ("misses", "notes", "modules"))) == (
+        Report(
+            tuple(Rewrite(**r) for r in read["rewrites"]),
+            tuple(Miss(**m) for m in read["misses"]),
+            tuple(read["notes"]),
+            tuple(map(tuple, read["modules"])),
+        )
     )
-    assert asdict(REWRITE) == read["rewrites"][0]
+    index = [{"digits": [[1, {"role": "t", "number": 0}]], "offset": 0}]
+    term = {"factors": [{"tensor": "q", "index": index}], "summed": [], "coefficient": "1"}
+    assert notations == [{"result": {"tensor": "o", "index": index}, "terms": [term]}, None]
+
+
+def test_json_has_all_that_is_held() -> None:
+    read = json.loads(Report((REWRITE,), (MISS,)).to_json())
+    assert set(read) == {field.name for field in fields(Outcome)}
+    assert set(read["rewrites"][0]) == {field.name for field in fields(Rewrite)} | {"equation"}
+    assert set(read["misses"][0]) == {field.name for field in fields(Miss)}
 
 
 def test_rows_are_aligned_and_not_padded_at_the_end() -> None:

@@ -31,7 +31,8 @@ from torch.utils._pytree import tree_iter
 from transformers import PreTrainedModel
 
 import mhf_compile
-from mhf_compile.report.report import Report, table
+from mhf_compile.report import Report
+from mhf_compile.report.text import table
 from tests.transformers.build import NotBuilt, running
 from tests.transformers.computes import Computed, computed
 
