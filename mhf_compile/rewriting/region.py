@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 import torch
 
 from mhf_compile import notation
-from mhf_compile.kernels.ops import DTYPES
+from mhf_compile.kernels.support import unsupported
 from mhf_compile.matching.reasons import NO_GRAD, NORMS, WORDS, Refusal
 from mhf_compile.matching.search import Match
 from mhf_compile.notation.fold import parts
@@ -161,12 +161,8 @@ class Region:
                         advice="compute that in a call of its own, where it is needed, such as when logging",
                     )
         self._check_repeats()
-        if root.device.type not in DTYPES or self.dtype not in DTYPES[root.device.type]:
-            raise Refusal(
-                f"the op does not take {self.dtype} on {root.device.type}",
-                root,
-                advice=f"it takes {', '.join(map(str, DTYPES.get(root.device.type, ())))}",
-            )
+        if reason := unsupported(root.device, self.dtype):
+            raise Refusal(reason, root)
         for value in self.tape.values[root.time + 1 :]:
             if value.handle is root.handle and value.op is not None and value.op.reshapes:
                 raise Refusal(f"the shape of the result {root} is changed in place later", value)
