@@ -11,8 +11,8 @@ from torch._dynamo.exc import ShortenTraceback
 class FlashMHFError(ShortenTraceback):
     """Base class of the errors that this package raises on purpose.
 
-    Dynamo passes a ShortenTraceback on as it is, without its own frames. Any other error of a backend it wraps
-    into a BackendCompilerFailed, whose message begins with something else.
+    Dynamo passes a ShortenTraceback on as it is, without its own frames. Any other error of a backend it
+    wraps into a BackendCompilerFailed, whose message begins with something else.
     """
 
     def __init__(self, message: str) -> None:

@@ -1,8 +1,8 @@
 """The operators `mhf::flash_mhf` and `mhf::flash_mhf_backward`, and the function that calls them.
 
 Here are the schemas, the checks of the operands, the fakes, autograd and the choice of an implementation:
-Triton for CUDA tensors, plain ATen for CPU tensors, each imported at the first call. Both operators are opaque
-to the compiler, which sees a call that saves q, k, u, v, r and the biases and nothing wide.
+Triton for CUDA tensors, plain ATen for CPU tensors, each imported at the first call. Both operators are
+opaque to the compiler, which sees a call that saves q, k, u, v, r and the biases and nothing wide.
 
 Registered by importing this module, and by nothing else in the package.
 """
