@@ -1,4 +1,4 @@
-"""The inner compiler's caches: both directions are served again, but not to another version of the package."""
+"""The inner compiler's caches serve both directions again, but not another version of the package."""
 
 from __future__ import annotations
 
