@@ -1,14 +1,17 @@
 """A ``torch.compile`` backend that finds gated multi-head feed-forwards, however written, and fuses them.
 
 ``torch.compile(model, backend="flashmhf")`` needs no import of this package; PyTorch imports it through its
-entry point. What stands here is loaded on first use, because PyTorch may import it while it is itself
-loading.
+entry point. A saved program that calls its operators does: they are registered here. The rest is loaded on
+first use, because it takes long, and because PyTorch may import this while it is itself loading (it does so
+with TORCH_LOGS).
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+import mhf_compile.kernels.ops  # noqa: F401  (registers the operators)
 
 if TYPE_CHECKING:
     from mhf_compile.api import explain, rewrite

@@ -6,20 +6,19 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import CodeType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx
 from torch._C._dynamo.eval_frame import reset_code
 from torch._dynamo.convert_frame import compile_lock, register_bytecode_hook
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.export import ExportedProgram
 
 from mhf_compile.backend import analyse, check_required
-from mhf_compile.options import PREFIX, parse
+from mhf_compile.graphs import Exported, copied_module, give_examples, take_examples_back
+from mhf_compile.options import PREFIX, Options, parse
 from mhf_compile.report.modules import ModulePaths
 from mhf_compile.report.report import Report
-from mhf_compile.rewriting.surgery import copied
 
 
 def explain(
@@ -29,7 +28,8 @@ def explain(
 
     The model is run once on the arguments, as it would run compiled but without an inner compiler. A graph
     that runs for several modules is reported for each. Threads that explain take turns; none may compile or
-    run compiled, at the same time, the model that another one explains.
+    run compiled, at the same time, the model that another one explains. A model with collectives runs them:
+    explained on one rank only, it waits for the others for ever. Explain it on all.
 
     Args:
         model: a module or function.
@@ -125,39 +125,47 @@ def merged(reports: Sequence[Report], modules: tuple[tuple[str, str], ...] = ())
     )
 
 
+Program = TypeVar("Program", fx.GraphModule, ExportedProgram)
+
+
 def rewrite(
-    graph_module: fx.GraphModule, example_inputs: Sequence[Any], **options: Any
-) -> tuple[fx.GraphModule, Report]:
+    program: Program, example_inputs: Sequence[Any] | None = None, **options: Any
+) -> tuple[Program, Report]:
     """Rewrite a graph of PyTorch calls.
 
     Args:
-        graph_module: a graph from Dynamo, ``torch.export`` or ``torch.fx.symbolic_trace``; it is not changed.
-        example_inputs: inputs of the graph, for their shapes and dtypes.
+        program: a graph from Dynamo, ``torch.fx.symbolic_trace`` or ``ExportedProgram.module()``, or an
+            ``ExportedProgram``; it is not changed.
+        example_inputs: inputs of the graph, for their shapes and dtypes. What has been exported knows them.
         **options: the backend's options without their prefix, such as ``prove="always"``.
 
     Returns:
-        The rewritten graph, sharing parameters with the given one, and the report.
+        The rewritten graph or program, sharing parameters with the given one, and the report. A program that
+        calls our operators can be saved; the process that loads it must have imported ``mhf_compile``, and an
+        AOTInductor package of it runs only in a process with Python.
 
     Raises:
         OptionError: an unknown option or value.
+        TypeError: the program is of another kind.
+        ValueError: the example inputs are not those that the graph takes.
     """
     ours, _ = parse({PREFIX + name: value for name, value in options.items()})
-    result = _copied(graph_module)
-    placeholders = [node for node in result.graph.nodes if node.op == "placeholder"]
-    if any("example_value" not in node.meta for node in placeholders):
-        mode = FakeTensorMode(shape_env=ShapeEnv())
-        for node, example in zip(placeholders, example_inputs, strict=True):
-            is_tensor = isinstance(example, torch.Tensor)
-            node.meta["example_value"] = (
-                mode.from_tensor(example, static_shapes=True) if is_tensor else example
-            )
-    return result, analyse(result, ours)
+    if isinstance(program, ExportedProgram):
+        return _rewrite_exported(program, ours)
+    if not isinstance(program, fx.GraphModule):
+        raise TypeError(
+            f"rewrite takes a torch.fx.GraphModule or an ExportedProgram, and this is a "
+            f"{type(program).__name__}; "
+            'to rewrite what a model runs, compile it: torch.compile(model, backend="flashmhf")'
+        )
+    result = copied_module(program)
+    give_examples(result, example_inputs)
+    report = analyse(result, ours)
+    take_examples_back(result, program)
+    return result, report
 
 
-def _copied(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a graph and of the graphs in it, which shares the parameters."""
-    result = fx.GraphModule(module, copied(module.graph))
-    for name, child in module.named_children():
-        if isinstance(child, fx.GraphModule):
-            setattr(result, name, _copied(child))
-    return result
+def _rewrite_exported(program: ExportedProgram, options: Options) -> tuple[ExportedProgram, Report]:
+    exported = Exported(program)
+    report = analyse(exported.module, options)
+    return exported.rewritten() if report.rewrites else program, report

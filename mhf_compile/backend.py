@@ -16,8 +16,7 @@ import torch
 from torch import fx
 from torch._logging._internal import trace_structured_artifact
 
-import mhf_compile.kernels.ops  # noqa: F401  (registers the ops that the rewritten graphs call)
-from mhf_compile.errors import NotRewritten
+from mhf_compile.errors import NotRewritten, OptionError
 from mhf_compile.kernels.source import source_hash
 from mhf_compile.options import Options, parse
 from mhf_compile.report.describe import miss_of, rewrite_of
@@ -55,15 +54,17 @@ def flashmhf(
         What the inner compiler returns.
 
     Raises:
-        OptionError: an unknown ``flashmhf.`` option or value.
+        OptionError: an unknown mode, option or value, ours or of Inductor. That is at the first call of what
+            ``torch.compile`` returns, before anything else: a backend is not told its options earlier.
         NotRewritten: fewer rewrites than ``flashmhf.require``.
     """
     ours, others = parse(options)
+    passed = {name: value for name, value in (("mode", mode), ("options", others)) if value}
+    compile_rest = inner_compiler(ours.inner, {**passed, **kwargs})
     report = analyse(module, ours)
     _reports.append(report)
     check_required(report, ours)
-    passed = {name: value for name, value in (("mode", mode), ("options", others)) if value}
-    return compile_inner(module, inputs, ours.inner, {**passed, **kwargs})
+    return compile_rest(module, inputs)
 
 
 flashmhf.reset = _reports.clear  # type: ignore[attr-defined]  # torch._dynamo.reset() calls it
@@ -164,24 +165,58 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
     return report
 
 
-def compile_inner(module: fx.GraphModule, inputs: Sequence[Any], inner: str, kwargs: dict[str, Any]) -> Any:
-    """Compile a rewritten graph with another backend."""
+def inner_compiler(inner: str, kwargs: dict[str, Any]) -> Callable[[fx.GraphModule, Sequence[Any]], Any]:
+    """The compiler of rewritten graphs, with its mode and options.
+
+    Raises:
+        OptionError: it does not take them, as far as that can be told of it.
+    """
+    given = [f"{name} {value!r}" for name, value in kwargs.items() if name in ("mode", "options")]
+    if inner in ("eager", "aot_eager") and given:
+        raise OptionError(f"flashmhf.inner is {inner!r}, which takes no mode or options: {', '.join(given)}")
     if inner == "eager":
-        return module  # the minifier asks for a GraphModule
-    tag = f"{torch.compiler.config.cache_key_tag} {package_hash()}"
-    with torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
-        if inner == "inductor":
-            compiler = torch._TorchCompileInductorWrapper(
-                kwargs.pop("mode", None), kwargs.pop("options", None), None
-            )
-            return compiler(module, list(inputs))
+        return lambda module, inputs: module  # the minifier asks for a GraphModule
+    if inner == "inductor":
+        return _inductor(kwargs.get("mode"), kwargs.get("options"))
+
+    def compile_with(module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
         other: Any = torch._dynamo.lookup_backend(inner)
-        return other(module, inputs, **kwargs)
+        with _keyed():
+            return other(module, inputs, **kwargs)
+
+    return compile_with
 
 
-def package_hash() -> str:
-    """A hash of this package's sources, which keys the inner compiler's caches.
+def _inductor(mode: str | None, options: Mapping[str, Any] | None) -> Callable[..., Any]:
+    try:
+        config_patches = torch._TorchCompileInductorWrapper(mode, options, None).config
+    except RuntimeError as error:
+        raise OptionError(str(error)) from None
+
+    def compile_with(module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        from torch._inductor import compile_fx
+
+        with _keyed() as key:  # the backward is compiled when it first runs, and its key made then
+            inner_compile = key(compile_fx.compile_fx_inner)
+            return compile_fx.compile_fx(
+                module, list(inputs), inner_compile=inner_compile, config_patches=config_patches
+            )
+
+    return compile_with
+
+
+@contextmanager
+def _keyed() -> Iterator[Callable[..., Any]]:
+    """Have the package in the keys of the compilers' caches; gives what does so in a function called later.
 
     Without it they would serve graphs compiled for the ops of an older version.
     """
+    tag = f"{torch.compiler.config.cache_key_tag} {package_hash()}"
+    patch = torch.compiler.config.patch(cache_key_tag=tag)  # type: ignore[attr-defined]
+    with patch:
+        yield patch
+
+
+def package_hash() -> str:
+    """A hash of this package's sources."""
     return f"mhf_compile-{source_hash(Path(__file__).parent)}"

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -27,7 +28,7 @@ from torch.nn import functional
 
 import mhf_compile
 from mhf_compile import backend
-from mhf_compile.errors import NotRewritten, OptionError
+from mhf_compile.errors import FlashMHFError, NotRewritten, OptionError
 from mhf_compile.kernels.source import source_hash
 from mhf_compile.rewriting import plan
 from mhf_compile.tape.recorder import fake_mode_of
@@ -371,18 +372,19 @@ def test_options_reach_inductor_and_ours_do_not() -> None:
         ),
         ({"options": {"max_autotune": "yes"}}, "Unexpected type of attr max_autotune"),
         ({"mode": "no-such-mode"}, "Unrecognized mode=no-such-mode, should be one of: default"),
+        ({"options": {"flashmhf.prof": 1}}, "unknown option 'flashmhf.prof'; the options are flashmhf.inner"),
+        ({"options": {**EAGER, "max_autotune": True}}, "flashmhf.inner is 'eager', which takes no mode or"),
     ],
 )
-def test_wrong_options_of_inductor_are_its_own_errors(kwargs: dict[str, Any], said: str) -> None:
-    with pytest.raises(BackendCompilerFailed, match=said) as raised:
+def test_wrong_options_are_told_first(kwargs: dict[str, Any], said: str) -> None:
+    """Before the analysis, and with the message before everything else."""
+    with mock.patch.object(backend, "record", fails), pytest.raises(OptionError) as raised:
         torch.compile(lambda x: x + 1, backend="flashmhf", **kwargs)(torch.ones(2))
-    assert isinstance(raised.value.inner_exception, RuntimeError)
-
-
-def test_wrong_options_of_ours_are_ours() -> None:
-    with pytest.raises(BackendCompilerFailed, match=r"unknown option 'flashmhf\.prof'") as raised:
-        torch.compile(lambda x: x + 1, backend="flashmhf", options={"flashmhf.prof": 1})(torch.ones(2))
-    assert isinstance(raised.value.inner_exception, OptionError)
+    assert str(raised.value).startswith(said)
+    assert isinstance(raised.value, (ValueError, FlashMHFError))
+    assert mhf_compile.last_reports() == []
+    frames = [frame.name for frame in traceback.extract_tb(raised.value.__traceback__)]
+    assert not {"_compile", "call_user_compiler"} & set(frames)
 
 
 def test_require() -> None:
@@ -392,10 +394,9 @@ def test_require() -> None:
     tensors = BY_NAME["loop"].tensors()
     torch.compile(program, backend="flashmhf", options={**EAGER, "flashmhf.require": 1})(*tensors)
     torch._dynamo.reset()
-    with pytest.raises(BackendCompilerFailed, match="is used elsewhere as well, by mean") as raised:
+    with pytest.raises(NotRewritten, match="is used elsewhere as well, by mean") as raised:
         torch.compile(program, backend="flashmhf", options={**EAGER, "flashmhf.require": 2})(*tensors)
-    assert isinstance(raised.value.inner_exception, NotRewritten)
-    assert "flashmhf.require is 2, but 1 of 2 feed-forwards" in str(raised.value)
+    assert str(raised.value).startswith("flashmhf.require is 2, but 1 of 2 feed-forwards")
 
 
 @pytest.mark.parametrize("inner", ["eager", "aot_eager"])

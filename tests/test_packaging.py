@@ -15,9 +15,22 @@ def test_backend_is_registered_by_name():
 
 def test_importing_the_package_is_light():
     # torch imports the package while it looks up a backend: Inductor and Triton must not come along.
-    program = "import sys, mhf_compile; print(*sys.modules)"
+    program = """
+import sys, time, torch
+start = time.process_time()
+import mhf_compile
+print(time.process_time() - start, *sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert not {"torch._inductor", "triton"} & set(done.stdout.split())
+    seconds, *modules = done.stdout.split()
+    assert not {"torch._dynamo", "torch._inductor", "triton"} & set(modules)
+    assert float(seconds) < 0.05
+
+
+def test_importing_the_package_registers_the_operators():
+    program = "import torch, mhf_compile; print(torch.ops.mhf.flash_mhf.default)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "mhf.flash_mhf.default\n"
 
 
 @pytest.mark.parametrize("room", ["kernels", "patterns"])

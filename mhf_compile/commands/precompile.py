@@ -199,7 +199,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
         from mhf_compile.commands.calls import UnknownSize, fused_calls
         from mhf_compile.kernels.flash_mhf.ahead import target_for
-        from mhf_compile.kernels.ops import DTYPES as allowed
+        from mhf_compile.kernels.support import DTYPES as allowed
 
         if knobs.runtime.interpret:
             stop("TRITON_INTERPRET is set: its kernels are not compiled")

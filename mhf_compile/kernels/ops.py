@@ -1,8 +1,8 @@
 """The operators `mhf::flash_mhf` and `mhf::flash_mhf_backward`, and the function that calls them.
 
 Here are the schemas, the checks of the operands, the fakes, autograd and the choice of an implementation:
-Triton for CUDA tensors (imported at the first call), plain ATen for CPU tensors. Both operators are opaque
-to the compiler, which sees a call that saves q, k, u, v, r and the biases and nothing wide.
+Triton for CUDA tensors, plain ATen for CPU tensors, each imported at the first call. Both operators are
+opaque to the compiler, which sees a call that saves q, k, u, v, r and the biases and nothing wide.
 
 Registered by importing this module, and by nothing else in the package.
 """
@@ -14,16 +14,9 @@ import torch
 from torch import Tensor
 
 from mhf_compile.kernels.activations import ACTIVATIONS
-from mhf_compile.kernels.flash_mhf import blocked
+from mhf_compile.kernels.support import DTYPES, unsupported
 
 T = TypeVar("T")
-
-_HALF_AND_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
-
-_ALL = (*_HALF_AND_SINGLE, torch.float64)
-
-DTYPES: dict[str, tuple[torch.dtype, ...]] = {"cuda": _HALF_AND_SINGLE, "cpu": _ALL, "meta": _ALL}
-"""The dtypes of q that the operators take, by type of device."""
 
 _OPERANDS = "Tensor q, Tensor k, Tensor? u, Tensor v, Tensor? r, Tensor? gate_bias, Tensor? up_bias"
 _CONSTANTS = "str activation, float gate_scale, float scale"
@@ -96,8 +89,12 @@ def flash_mhf(
     Returns:
         [B, T, H, O], contiguous, dtype of q.
 
+    What is saved for backward may not be written to before it: a parameter that is clamped in place between
+    forward and backward is the error "modified by an inplace operation", which eager gives for fewer of them.
+
     Raises:
         TypeError: an operand is of a wrong dtype.
+        NotImplementedError: there are no kernels for the GPU of q, or no Triton to compile them.
         ValueError: an operand is of a wrong shape or on another device than q, up_bias is given without u, or
             the activation is unknown.
     """
@@ -136,7 +133,8 @@ def _check(
     allowed = DTYPES.get(q.device.type, ())
     if q.dtype not in allowed:
         raise TypeError(f"q: found {q.dtype} on {q.device.type}, want one of {', '.join(map(str, allowed))}")
-
+    if reason := unsupported(q.device, q.dtype):
+        raise NotImplementedError(reason)
     if u is None and up_bias is not None:
         raise ValueError("up_bias: found a tensor, want None where u is None")
     weight = (kv_heads, subnetworks, width)
@@ -162,6 +160,8 @@ def _check(
 
 @torch.library.impl(_library, "flash_mhf", "CPU")
 def _forward_cpu(*args: Any) -> Tensor:
+    from mhf_compile.kernels.flash_mhf import blocked
+
     _check(*args[:8])
     with torch.autocast("cpu", enabled=False):  # which would cast the products inside
         return blocked.forward(*args[:10])
@@ -179,6 +179,8 @@ def _forward_cuda(*args: Any) -> Tensor:
 
 @torch.library.impl(_library, "flash_mhf_backward", "CPU")
 def _backward_cpu(grad: Tensor, *args: Any) -> list[Tensor]:
+    from mhf_compile.kernels.flash_mhf import blocked
+
     _check(*args[:8])
     with torch.autocast("cpu", enabled=False):
         return blocked.backward(grad, *args[:11])

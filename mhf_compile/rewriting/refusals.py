@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 
 from mhf_compile import notation
-from mhf_compile.kernels.ops import DTYPES
+from mhf_compile.kernels.support import unsupported
 from mhf_compile.matching.reasons import NO_GRAD, NORMS, Refusal
 from mhf_compile.notation.fold import parts
 from mhf_compile.patterns.pattern import OperandKind
@@ -44,7 +44,7 @@ def _refusals(region: Region) -> Iterator[Refusal | None]:
             yield returned(region, value)
             yield used_elsewhere(region, value)
     yield repeated_weights(region)
-    yield unknown_device_or_dtype(region)
+    yield unsupported_device_or_dtype(region)
     for value in region.tape.values[region.match.root.time + 1 :]:
         yield reshaped_or_written_later(region, value)
 
@@ -210,17 +210,10 @@ def repeated_weights(region: Region) -> Refusal | None:
     return None
 
 
-def unknown_device_or_dtype(region: Region) -> Refusal | None:
+def unsupported_device_or_dtype(region: Region) -> Refusal | None:
     """Whether the op cannot run there."""
-    root, dtype = region.match.root, region.dtype
-    known = DTYPES.get(root.device.type, ())
-    if dtype in known:
-        return None
-    return Refusal(
-        f"the op does not take {dtype} on {root.device.type}",
-        root,
-        advice=f"it takes {', '.join(map(str, known))}",
-    )
+    reason = unsupported(region.match.root.device, region.dtype)
+    return Refusal(reason, region.match.root) if reason is not None else None
 
 
 def reshaped_or_written_later(region: Region, value: Value) -> Refusal | None:

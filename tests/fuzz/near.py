@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 import mhf_compile
 from mhf_compile.backend import flashmhf
-from mhf_compile.kernels.ops import DTYPES
+from mhf_compile.kernels.support import DTYPES
 from tests.comparison import LONGEST_SUM, counted_calls
 from tests.fuzz.property import Property
 from tests.near_misses import NEAR_MISSES, SILENT, NearMiss

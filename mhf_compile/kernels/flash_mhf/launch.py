@@ -14,6 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mhf_compile.kernels.flash_mhf import config, tuned
 from mhf_compile.kernels.flash_mhf.config import Kernel, Sizes, Target, Tiles
+from mhf_compile.kernels.support import architecture
 
 
 class Launch(NamedTuple):
@@ -239,7 +240,4 @@ def target_of(device: torch.device) -> Target:
 @cache
 def _target(index: int | None) -> Target:
     properties = torch.cuda.get_device_properties(index)
-    arch = f"sm_{properties.major}{properties.minor}"
-    if torch.version.hip:
-        arch = properties.gcnArchName.partition(":")[0]
-    return Target(arch, properties.multi_processor_count, properties.name)
+    return Target(architecture(index), properties.multi_processor_count, properties.name)
