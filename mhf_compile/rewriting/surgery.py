@@ -180,7 +180,11 @@ class _Emitter:
 
     def tensor(self, value: Value, scope: Scope, time: int) -> fx.Node:
         node = value.node_at(scope, time)
-        assert node is not None
+        if node is None:
+            attribute = value.attribute_at(scope, time)
+            assert attribute is not None
+            node = self.graph.get_attr(attribute)
+            self.new.append(node)
         node = self.surgeon.replaced.get(node, node)
         node.meta.setdefault("example_value", value.handle.tensor)
         return node
