@@ -8,16 +8,18 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.backends import registry
 from torch._logging._internal import trace_structured_artifact
 
 import mhf_compile.kernels.ops  # noqa: F401  (registers the ops that the rewritten graphs call)
 from mhf_compile import notation
+from mhf_compile.ambient import put_aside
 from mhf_compile.errors import NotRewritten
 from mhf_compile.kernels.source import source_hash
 from mhf_compile.matching.reasons import NoMatch, Refusal
@@ -71,6 +73,27 @@ def flashmhf(
     return compile_inner(module, inputs, ours.inner, {**passed, **kwargs})
 
 
+_registration = threading.Lock()
+
+
+def _registers_again(register: Callable[..., Any]) -> Callable[..., Any]:
+    """PyTorch's `register_backend`, for which it is no error to register a function under its name again.
+
+    PyTorch's lookup of an entry point is not for threads: all that look one up at first register what they have
+    loaded, and all but one fail. Each has imported this module before.
+    """
+
+    @wraps(register)
+    def register_backend(compiler_fn: Any = None, name: str | None = None, tags: Sequence[str] = ()) -> Any:
+        with _registration:
+            if name is not None and registry._COMPILER_FNS.get(name) is flashmhf is compiler_fn:
+                return compiler_fn
+            return register(compiler_fn, name, tags)
+
+    return register_backend
+
+
+registry.register_backend = _registers_again(registry.register_backend)
 flashmhf.reset = _reports.clear  # type: ignore[attr-defined]  # torch._dynamo.reset() calls it
 
 
@@ -137,9 +160,10 @@ _lock = threading.RLock()
 def _alone() -> Iterator[None]:
     """Let one thread at a time analyse: graphs may share fake tensors, and all share the garbage collector.
 
-    The collector is off meanwhile. To walk a growing tape again and again took a quarter of the time.
+    Nothing that is around the program looks on. The collector is off meanwhile: to walk a growing tape again
+    and again took a quarter of the time.
     """
-    with _lock:
+    with _lock, put_aside():
         enabled = gc.isenabled()
         try:
             gc.disable()
@@ -189,7 +213,7 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
         if isinstance(found, Match):
             plan.append(found)
         else:
-            misses.append(_miss(found))
+            misses += _missed(found)
     inside = {value for match in plan for value in accepted[match][0].computed if value is not match.root}
     for match in [match for match in plan if not inside.isdisjoint(accepted[match][0].leaves)]:
         plan.remove(match)
@@ -202,7 +226,7 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
                 region, proof = accepted[match]
                 try:
                     surgeon.replace(match, region)
-                    rewrites.append(describe(match, region, proof))
+                    rewrites += [describe(match, region, proof)] * match.scope.uses
                 except NoMatch as error:
                     misses += _refused(match, error)
             surgeon.finish()
@@ -218,12 +242,15 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
 
 
 def _refused(match: Match, error: NoMatch) -> list[Miss]:
-    return [_miss(Unmatched(match.pattern, anchor, error)) for anchor in match.anchors]
+    return [miss for anchor in match.anchors for miss in _missed(Unmatched(match.pattern, anchor, error))]
 
 
-def _miss(found: Unmatched) -> Miss:
-    anchor = found.anchor.op.node if found.anchor.op is not None else None
-    return Miss(found.pattern.name, module_of(anchor), source_of(anchor), found.why.reason, found.why.advice)
+def _missed(found: Unmatched) -> list[Miss]:
+    """A miss for each time that the program runs the graph it is in."""
+    op = found.anchor.op
+    node = op.node if op is not None else None
+    miss = Miss(found.pattern.name, module_of(node), source_of(node), found.why.reason, found.why.advice)
+    return [miss] * (op.scope.uses if op is not None and op.scope is not None else 1)
 
 
 def compile_inner(module: fx.GraphModule, inputs: Sequence[Any], inner: str, kwargs: dict[str, Any]) -> Any:

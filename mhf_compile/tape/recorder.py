@@ -119,6 +119,7 @@ class _Interpreter:
         around = self.recorder.scope
         inside = inside or (around.inside if around is not None else "")
         scope = Scope(module, {node: i for i, node in enumerate(module.graph.nodes)}, inside)
+        scope.callers += [around] if around is not None else []
         self.tape.scopes.append(scope)
         outside = self.recorder.scope, self.recorder.node
         values: dict[fx.Node, Any] = {}
@@ -138,6 +139,8 @@ class _Interpreter:
             self.tape.bind(scope, node, values.get(node))
             if torch._C._functorch.get_dynamic_layer_stack_depth():
                 scope.transformed.add(node)
+            if torch.is_inference_mode_enabled():
+                scope.inference[node] = scope.inference.get(node.prev, node)
         self.recorder.enter(*outside)
         return result
 
@@ -208,7 +211,10 @@ class _Interpreter:
     def higher_order(self, node: fx.Node, args: Any, kwargs: Any) -> object:
         """Run the body of an operation that runs one graph; take the others at their word."""
         bodies = [a for a in args if isinstance(a, fx.GraphModule)]
-        recorded = {scope.module for scope in self.tape.scopes}
+        recorded = {scope.module: scope for scope in self.tape.scopes}
+        for body in bodies:
+            if body in recorded and self.recorder.scope is not None:
+                recorded[body].callers.append(self.recorder.scope)
         name = getattr(node.target, "__name__", "")
         if name not in BODIES or len(bodies) != 1 or bodies[0] in recorded:
             if name == "triton_kernel_wrapper_mutation" or any(self.writes_outside(body) for body in bodies):
@@ -241,7 +247,7 @@ class _Interpreter:
         return any(o is None or o.op is None or not _is_in(o.op, body) for o in origins)
 
     def call_module(self, node: fx.Node, args: Any, kwargs: Any, module: nn.Module) -> object:
-        """Run a module of the graph; with hooks, which may do anything, only for what its result looks like."""
+        """Run a module of the graph; one with hooks, which may do anything, only to see what it returns."""
         forward = self.faked(module, str(node.target)).forward
         mha: Any = torch.backends.mha
         fast = mha.get_fastpath_enabled()

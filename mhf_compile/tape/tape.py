@@ -35,6 +35,15 @@ class Scope:
     returned: set[Value] = field(default_factory=set)
     transformed: set[fx.Node] = field(default_factory=set)
     """The nodes after which a transform of torch.func is on."""
+    inference: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    """Of the nodes after which inference mode is on, the one that entered it."""
+    callers: list[Scope] = field(default_factory=list)
+    """For a body, the graph of each node that runs it."""
+
+    @property
+    def uses(self) -> int:
+        """How often the program runs it."""
+        return sum(caller.uses for caller in self.callers) if self.callers else 1
 
 
 @dataclass(frozen=True)
