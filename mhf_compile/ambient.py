@@ -3,8 +3,8 @@
 An analysis runs a program's operations on tensors of its own. What a user put around the program is to see
 those of the program only.
 
-What gives a graph its meaning stays as it is: grad and inference mode, autocast, the default dtype and device,
-deterministic algorithms. Dynamo has a graph compiled in the state that it will run in.
+What gives a graph its meaning stays as it is: grad and inference mode, autocast, the default dtype and
+device, deterministic algorithms. Dynamo has a graph compiled in the state that it will run in.
 """
 
 from __future__ import annotations

@@ -79,8 +79,8 @@ _registration = threading.Lock()
 def _registers_again(register: Callable[..., Any]) -> Callable[..., Any]:
     """PyTorch's `register_backend`, for which it is no error to register a function under its name again.
 
-    PyTorch's lookup of an entry point is not for threads: all that look one up at first register what they have
-    loaded, and all but one fail. Each has imported this module before.
+    PyTorch's lookup of an entry point is not for threads: all that look one up at first register what they
+    have loaded, and all but one fail. Each has imported this module before.
     """
 
     @wraps(register)
