@@ -69,7 +69,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if _is_composite(func):
+        if _is_composite(func) and all(map(is_plain, _flat_tensors((args, kwargs)))):
             with self:
                 return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
@@ -95,7 +95,10 @@ class _Recorder(TorchDispatchMode):
 
 @cache
 def _is_composite(func: OpOverload) -> bool:
-    """Whether an operation is defined by others; inference mode brings such operations here whole."""
+    """Whether an operation is defined by others; inference mode brings such operations here whole.
+
+    So do subclasses of tensors, of which they may be defined in another way.
+    """
     key = torch._C.DispatchKey.CompositeImplicitAutograd
     return func.namespace != "prim" and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
 
@@ -423,7 +426,8 @@ def record(module: fx.GraphModule) -> Tape:
         return tape
     interpreter = _Interpreter(tape, mode)
     if mode.shape_env is not None:
-        tape.hints = {symbol: int(hint) for symbol, hint in mode.shape_env.backed_var_to_val.items()}
+        hints = mode.shape_env.backed_var_to_val.items()  # the sizes of nested tensors have none
+        tape.hints = {symbol: int(hint) for symbol, hint in hints if hint.is_Integer}
     with _unchanged(interpreter):
         inputs = [
             interpreter.fake(n.meta.get("example_value")) for n in module.graph.nodes if n.op == "placeholder"
