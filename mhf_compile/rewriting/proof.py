@@ -31,7 +31,7 @@ from mhf_compile.matching.search import Match
 from mhf_compile.notation import Axis, Index, Size
 from mhf_compile.reading.numbering import Alike
 from mhf_compile.reading.rules import RULES, filling, function_name, permutation, scalar, slicing
-from mhf_compile.rewriting.operands import Builder
+from mhf_compile.rewriting.operands import Builder, check_places
 from mhf_compile.rewriting.region import Region, joined
 from mhf_compile.tape.recorder import record_function
 from mhf_compile.tape.source import source_of
@@ -359,6 +359,9 @@ def _prove(match: Match) -> str:
         return tuple(length(i, s) for i, s in zip(index, value.shape, strict=True))
 
     leaf_index = _leaf_indices(match)
+    for leaf, index in leaf_index.items():
+        for i, size in zip(index, leaf.shape, strict=True):
+            check_places(i, size)
     composed = joined(
         {v for v, index in leaf_index.items() if sizes.keys().isdisjoint(a for i in index for a in i.axes)}
     )
