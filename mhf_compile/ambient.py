@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._device import DeviceContext
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes, _pop_mode
 
 
 @contextmanager
@@ -29,7 +29,16 @@ def put_aside() -> Iterator[None]:
         stack.enter_context(_without_function_modes())
         stack.enter_context(temporarily_clear_interpreter_stack())
         stack.enter_context(_disable_current_modes())
+        stack.callback(_leave_modes)
         yield
+
+
+def _leave_modes() -> None:
+    """Leave what the block is still in, where an error came in the middle of leaving it."""
+    while torch._C._len_torch_dispatch_stack():
+        _pop_mode()
+    while torch._C._functorch.get_dynamic_layer_stack_depth():
+        torch._C._functorch.pop_dynamic_layer_stack()
 
 
 @contextmanager
@@ -42,7 +51,7 @@ def _without_function_modes() -> Iterator[None]:
             torch._C._push_on_torch_function_stack(device)
         yield
     finally:
-        for _ in devices:
+        while torch._C._len_torch_function_stack():
             torch._C._pop_torch_function_stack()
         for mode in reversed(modes):
             torch._C._push_on_torch_function_stack(mode)

