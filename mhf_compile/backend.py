@@ -6,16 +6,18 @@ import gc
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.backends import registry
 from torch._logging._internal import trace_structured_artifact
 
+from mhf_compile.ambient import put_aside
 from mhf_compile.errors import NotRewritten, OptionError
 from mhf_compile.kernels.source import source_hash
 from mhf_compile.options import Options, parse
@@ -67,6 +69,27 @@ def flashmhf(
     return compile_rest(module, inputs)
 
 
+_registration = threading.Lock()
+
+
+def _registers_again(register: Callable[..., Any]) -> Callable[..., Any]:
+    """PyTorch's `register_backend`, for which it is no error to register a function under its name again.
+
+    PyTorch's lookup of an entry point is not for threads: all that look one up at first register what they
+    have loaded, and all but one fail. Each has imported this module before.
+    """
+
+    @wraps(register)
+    def register_backend(compiler_fn: Any = None, name: str | None = None, tags: Sequence[str] = ()) -> Any:
+        with _registration:
+            if name is not None and registry._COMPILER_FNS.get(name) is flashmhf is compiler_fn:
+                return compiler_fn
+            return register(compiler_fn, name, tags)
+
+    return register_backend
+
+
+registry.register_backend = _registers_again(registry.register_backend)
 flashmhf.reset = _reports.clear  # type: ignore[attr-defined]  # torch._dynamo.reset() calls it
 
 
@@ -133,9 +156,10 @@ _lock = threading.RLock()
 def _alone() -> Iterator[None]:
     """Let one thread at a time analyse: graphs may share fake tensors, and all share the garbage collector.
 
-    The collector is off meanwhile. To walk a growing tape again and again took a quarter of the time.
+    Nothing that is around the program looks on. The collector is off meanwhile: to walk a growing tape again
+    and again took a quarter of the time.
     """
-    with _lock:
+    with _lock, put_aside():
         enabled = gc.isenabled()
         try:
             gc.disable()
@@ -154,8 +178,12 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
         done, failed = carry_out(planned, module, tape, {"workspace": options.workspace})
         if planned and not done:  # a call of the program may be written out for nothing
             undo()
-        rewrites = [rewrite_of(one.match, one.region, one.proof) for one in done]
-        misses = [miss_of(one) for one in (*left, *failed)]
+        rewrites = [
+            rewrite
+            for one in done
+            for rewrite in [rewrite_of(one.match, one.region, one.proof)] * one.match.uses
+        ]
+        misses = [miss for one in (*left, *failed) for miss in [miss_of(one)] * one.uses]
         notes: tuple[str, ...] = ()
         if misses and is_piece():  # what is cut apart leaves a miss
             notes = (SPLIT,)

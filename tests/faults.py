@@ -14,11 +14,14 @@ from unittest import mock
 import numpy
 import torch
 from torch import Tensor, fx
+from torch._functorch.vmap import vmap_increment_nesting
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hooks
 from torch.fx.graph_module import _loader
 from torch.nn import attention
 from torch.nn.functional import silu
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from mhf_compile import api, backend
@@ -257,6 +260,21 @@ def broken(stage: str, at: int, error: type[BaseException]) -> Iterator[None]:
 
 # -- where it happens ----------------------------------------------------------------------------------------
 
+
+def seen(tensor: Tensor) -> Tensor:
+    raise AssertionError("an analysis is seen")
+
+
+class _Functions(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError("an analysis is seen")
+
+
+class _Dispatched(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError("an analysis is seen")
+
+
 AROUND: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "nothing": nullcontext,
     "no_grad": torch.no_grad,
@@ -264,6 +282,12 @@ AROUND: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "another dtype": lambda: default_dtype(torch.float64),
     "another device": lambda: torch.device("meta"),
+    "hooks on saved tensors": lambda: saved_tensors_hooks(seen, seen),
+    "no hooks on saved tensors": lambda: disable_saved_tensors_hooks("not here"),
+    "a function mode": _Functions,
+    "a dispatch mode": _Dispatched,
+    "a fake mode": FakeTensorMode,
+    "vmap": lambda: vmap_increment_nesting(3, "error"),
 }
 
 

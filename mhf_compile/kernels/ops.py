@@ -7,7 +7,8 @@ opaque to the compiler, which sees a call that saves q, k, u, v, r and the biase
 Registered by importing this module, and by nothing else in the package.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -313,25 +314,71 @@ def _refuse_functorch(name: str) -> None:
         )
 
 
-def _by_sample(op: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+Rule = Callable[..., tuple[Any, Any]]
+
+
+def _by_sample(op: Callable[..., Any]) -> Rule:
     """A rule of torch.func.vmap that calls `op` once for each sample."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        samples = [
-            op(
-                *(
-                    x.select(dim, i) if isinstance(dim, int) else x
-                    for x, dim in zip(args, in_dims, strict=True)
-                )
-            )
-            for i in range(info.batch_size)
-        ]
+        mapped = [(x, dim) for x, dim in zip(args, in_dims, strict=True)]
+
+        def sample(take: Callable[[Tensor, int], Tensor]) -> Any:
+            return op(*(take(x, dim) if isinstance(dim, int) else x for x, dim in mapped))
+
+        samples = [sample(lambda x, dim, i=i: x.select(dim, i)) for i in range(info.batch_size)]
+        # Of no samples, one that is made up shows what results would look like.
+        samples = samples or [sample(lambda x, dim: x.new_zeros(x.movedim(dim, 0).shape[1:]))]
+
+        def stacked(parts: Sequence[Tensor]) -> Tensor:
+            return torch.stack(list(parts))[: info.batch_size]
+
         if isinstance(samples[0], Tensor):
-            return torch.stack(samples), 0
-        return [torch.stack(x) for x in zip(*samples, strict=True)], [0] * len(samples[0])
+            return stacked(samples), 0
+        return [stacked(parts) for parts in zip(*samples, strict=True)], [0] * len(samples[0])
 
     return rule
 
 
-torch.library.register_vmap("mhf::flash_mhf", _by_sample(_forward), lib=_library)
-torch.library.register_vmap("mhf::flash_mhf_backward", _by_sample(_backward), lib=_library)
+def _by_sample_in_autograd(rule: Rule) -> Callable[..., Any]:
+    """The same for the vmap of torch.autograd (`is_grads_batched`, `vectorize`), which is another one.
+
+    PyTorch has a fallback for it, but not for operators with several results.
+    """
+
+    def kernel(*args: Any) -> Any:
+        depth = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+
+        def unwrapped(x: Any) -> Any:
+            for level in range(depth, 0, -1) if isinstance(x, Tensor) else ():
+                x = torch._remove_batch_dim(x, level, 1, 0)  # of size 1 where it is not mapped
+            return x
+
+        given = [unwrapped(x) for x in args]
+        sizes = torch.broadcast_shapes(*(x.shape[:depth] for x in given if isinstance(x, Tensor)))
+        dims: list[int | None] = []
+        for i, x in enumerate(given):
+            mapped = isinstance(x, Tensor) and x.shape[:depth].numel() != 1
+            dims.append(0 if mapped else None)
+            if mapped:
+                given[i] = x.expand(*sizes, *x.shape[depth:]).flatten(0, depth - 1)
+            elif isinstance(x, Tensor):
+                given[i] = x.reshape(x.shape[depth:])
+        results, _ = rule(SimpleNamespace(batch_size=sizes.numel()), tuple(dims), *given)
+
+        def wrapped(x: Tensor) -> Tensor:
+            x = x.unflatten(0, sizes)
+            for level in range(1, depth + 1):
+                x = torch._add_batch_dim(x, 0, level)
+            return x
+
+        return wrapped(results) if isinstance(results, Tensor) else [wrapped(x) for x in results]
+
+    return kernel
+
+
+for _name, _op in (("flash_mhf", _forward), ("flash_mhf_backward", _backward)):
+    _rule = _by_sample(_op)
+    torch.library.register_vmap(f"mhf::{_name}", _rule, lib=_library)
+    torch.library.impl(_library, _name, "Batched")(_by_sample_in_autograd(_rule))

@@ -43,6 +43,11 @@ class Match:
         return min(anchor.time for anchor in self.anchors)
 
     @property
+    def uses(self) -> int:
+        """How often the program runs the graph that it is in."""
+        return self.scope.uses
+
+    @property
     def hidden(self) -> int:
         """The number of hidden values, those of activation times up projection."""
         return math.prod(
@@ -75,6 +80,12 @@ class Unmatched:
     def time(self) -> int:
         """When the activation is complete."""
         return self.anchor.time
+
+    @property
+    def uses(self) -> int:
+        """How often the program runs the graph that it is in."""
+        scope = self.anchor.op.scope if self.anchor.op is not None else None
+        return scope.uses if scope is not None else 1
 
     @property
     def is_pattern(self) -> bool:

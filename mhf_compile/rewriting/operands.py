@@ -27,6 +27,13 @@ T = TypeVar("T")
 Groups = Sequence[tuple[Axis, ...]]
 
 
+def check_places(index: Index, size: Size) -> None:
+    """Raise NoMatch where a part of a dimension is read, and which one is known only as symbols."""
+    numbers = (size, index.offset, *(n for step, over in index.digits for n in (step, over.size)))
+    if index.digits and not index.covers(size) and not all(isinstance(number, int) for number in numbers):
+        raise NoMatch(f"an operand is read at symbolic positions ({index} of {size})")
+
+
 @dataclass(frozen=True)
 class Builder(Generic[T]):
     """Takes the steps of a rewrite on some kind of tensor.
@@ -104,10 +111,8 @@ class Builder(Generic[T]):
             return (tensor if len(sizes) == 1 else self.call("unflatten", tensor, dim, sizes)), list(
                 index.axes
             )
+        check_places(index, size)
         (stride, axis), *rest = index.digits
-        numbers = (size, index.offset, *(n for step, over in index.digits for n in (step, over.size)))
-        if not all(isinstance(number, int) for number in numbers):
-            raise NoMatch(f"an operand is read at symbolic positions ({index} of {size})")
         stride, offset, count = int(stride), int(index.offset), int(axis.size)
         before = (slice(None),) * dim
         if not rest:

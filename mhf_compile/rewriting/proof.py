@@ -36,7 +36,7 @@ from mhf_compile.matching.reasons import NO_ZEROS, Refusal
 from mhf_compile.notation import Axis, Index, Size
 from mhf_compile.rewriting.claim import claim
 from mhf_compile.rewriting.field import PRIME, inverse, number
-from mhf_compile.rewriting.operands import Builder
+from mhf_compile.rewriting.operands import Builder, check_places
 from mhf_compile.rewriting.region import Region, joined
 from mhf_compile.rewriting.replay import PRODUCTS, Replay, ReplayError, Zeros
 from mhf_compile.tape.recorder import record_function
@@ -122,6 +122,9 @@ def _prove(match: Match) -> str:
             return tuple(map(extent, value.shape))
         return tuple(length(i, s) for i, s in zip(index, value.shape, strict=True))
 
+    for leaf, index in leaf_index.items():
+        for i, size in zip(index, leaf.shape, strict=True):
+            check_places(i, size)
     composed = joined(
         {v for v, index in leaf_index.items() if sizes.keys().isdisjoint(a for i in index for a in i.axes)}
     )

@@ -56,7 +56,8 @@ class Surgeon:
         with graph.inserting_before(last.next):
             new: list[fx.Node] = []
             try:
-                result = self._emit(match, region, _Emitter(self, graph, last, new))
+                emitter = _Emitter(self, graph, last, new, scope.inference.get(last))
+                result = self._emit(match, region, emitter)
             except NoMatch:
                 for node in reversed(new):
                     graph.erase_node(node)
@@ -80,12 +81,12 @@ class Surgeon:
                         emitter.tensor(item, scope, op.outputs[0].time) if isinstance(item, Value) else item
                     )
 
-                made = emitter.call(op.func, *convert(op.args, given), **convert(op.kwargs, given))
+                made = emitter.add(op.func, *convert(op.args, given), **convert(op.kwargs, given))
                 op.state = replace(op.state, node=made)
                 self.tape.issued[made] = [op]
                 several = isinstance(made.meta["example_value"], (tuple, list))
                 for result in op.outputs:
-                    own = emitter.call(operator.getitem, made, result.output) if several else made
+                    own = emitter.add(operator.getitem, made, result.output) if several else made
                     scope.order[own] = scope.order[node] - 1 + number / (len(ops) + 1)
                     scope.order.setdefault(made, scope.order[own])
                     if (scope, node) in result.handle.nodes:
@@ -115,7 +116,7 @@ class Surgeon:
             given[name] = node if name == pattern.product else emitter.cast(node, region.dtype)
         packet = getattr(getattr(torch.ops, pattern.op.split("::")[0]), pattern.op.split("::")[1])
         arguments = [given.get(argument.name) for argument in packet.default._schema.arguments]
-        result = emitter.call(packet.default, *arguments)
+        result = emitter.add(packet.default, *arguments)
         original = match.root.handle.tensor
         assert original is not None
         return emitter.like(emitter.cast(builder.root(result, match), match.root.dtype), original)
@@ -148,16 +149,38 @@ class Surgeon:
 
 
 class _Emitter:
-    """Adds nodes to a graph, each with the fake value that it gives."""
+    """Adds nodes to a graph, each with the fake value that it gives.
 
-    def __init__(self, surgeon: Surgeon, graph: fx.Graph, origin: fx.Node, new: list[fx.Node]) -> None:
+    Inference mode may be on where they are added. A view that is made in it of a tensor from before it is one
+    that autograd and AOTAutograd do not take; what can be made before is, in front of the node `entered`.
+    """
+
+    def __init__(
+        self,
+        surgeon: Surgeon,
+        graph: fx.Graph,
+        origin: fx.Node,
+        new: list[fx.Node],
+        entered: fx.Node | None = None,
+    ) -> None:
         self.surgeon = surgeon
         self.graph = graph
         self.origin = origin
         self.new = new
+        self.entered = entered
         self.extents: dict[Axis, Any] = {}
 
     def call(self, function: str | Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """Add a call of a function, or of a method by its name, as early as it may stand."""
+        given: list[fx.Node] = []
+        fx.map_arg((args, kwargs), given.append)
+        if self.entered is not None and all(node < self.entered for node in given):
+            with self.graph.inserting_before(self.entered):
+                return self.add(function, *args, **kwargs)
+        return self.add(function, *args, **kwargs)
+
+    def add(self, function: str | Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """Add a call where the others are."""
         if isinstance(function, str):
             node = self.graph.call_method(function, args, kwargs)
         else:
@@ -178,7 +201,12 @@ class _Emitter:
 
     def tensor(self, value: Value, scope: Scope, time: int) -> fx.Node:
         node = value.node_at(scope, time)
-        assert node is not None
+        if node is None:
+            attribute = value.attribute_at(scope, time)
+            assert attribute is not None
+            with self.graph.inserting_before(self.entered) if self.entered else contextlib.nullcontext():
+                node = self.graph.get_attr(attribute)
+            self.new.append(node)
         node = self.surgeon.replaced.get(node, node)
         node.meta.setdefault("example_value", value.handle.tensor)
         return node

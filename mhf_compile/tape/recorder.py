@@ -13,11 +13,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 
 import sympy
 import torch
-from torch import fx
+from torch import fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -69,7 +69,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if _is_composite(func):
+        if _is_composite(func) and all(map(is_plain, _flat_tensors((args, kwargs)))):
             with self:
                 return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
@@ -95,7 +95,10 @@ class _Recorder(TorchDispatchMode):
 
 @cache
 def _is_composite(func: OpOverload) -> bool:
-    """Whether an operation is defined by others; inference mode brings such operations here whole."""
+    """Whether an operation is defined by others; inference mode brings such operations here whole.
+
+    So do subclasses of tensors, of which they may be defined in another way.
+    """
     key = torch._C.DispatchKey.CompositeImplicitAutograd
     return func.namespace != "prim" and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
 
@@ -119,6 +122,7 @@ class _Interpreter:
         around = self.recorder.scope
         inside = inside or (around.inside if around is not None else "")
         scope = Scope(module, {node: i for i, node in enumerate(module.graph.nodes)}, inside)
+        scope.callers += [around] if around is not None else []
         self.tape.scopes.append(scope)
         outside = self.recorder.scope, self.recorder.node
         values: dict[fx.Node, Any] = {}
@@ -138,6 +142,8 @@ class _Interpreter:
             self.tape.bind(scope, node, values.get(node))
             if torch._C._functorch.get_dynamic_layer_stack_depth():
                 scope.transformed.add(node)
+            if torch.is_inference_mode_enabled():
+                scope.inference[node] = scope.inference.get(node.prev, node)
         self.recorder.enter(*outside)
         return result
 
@@ -154,7 +160,7 @@ class _Interpreter:
             return self.opaque(node, (args, kwargs))  # running it would make symbols other than Dynamo's
         target: Any = node.target
         if node.op == "call_module":
-            return self.execute(module.get_submodule(target), args, kwargs)
+            return self.call_module(node, args, kwargs, module.get_submodule(target))
         if node.op == "call_method":
             target = _method(target)
         given = list(_flat_tensors((args, kwargs)))
@@ -208,7 +214,10 @@ class _Interpreter:
     def higher_order(self, node: fx.Node, args: Any, kwargs: Any) -> object:
         """Run the body of an operation that runs one graph; take the others at their word."""
         bodies = [a for a in args if isinstance(a, fx.GraphModule)]
-        recorded = {scope.module for scope in self.tape.scopes}
+        recorded = {scope.module: scope for scope in self.tape.scopes}
+        for body in bodies:
+            if body in recorded and self.recorder.scope is not None:
+                recorded[body].callers.append(self.recorder.scope)
         name = getattr(node.target, "__name__", "")
         if name not in BODIES or len(bodies) != 1 or bodies[0] in recorded:
             if name == "triton_kernel_wrapper_mutation" or any(self.writes_outside(body) for body in bodies):
@@ -240,13 +249,43 @@ class _Interpreter:
         ]
         return any(o is None or o.op is None or not _is_in(o.op, body) for o in origins)
 
-    def opaque(self, node: fx.Node, args: Any = ()) -> object:
+    def call_module(self, node: fx.Node, args: Any, kwargs: Any, module: nn.Module) -> object:
+        """Run a module of the graph; one with hooks, which may do anything, only to see what it returns."""
+        forward = self.faked(module, str(node.target)).forward
+        mha: Any = torch.backends.mha
+        fast = mha.get_fastpath_enabled()
+        mha.set_fastpath_enabled(False)  # it takes no fake tensors
+        try:
+            if not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules()):
+                return self.execute(forward, args, kwargs)
+            with self.mode:
+                example = forward(*args, **kwargs)
+            return self.opaque(node, (args, kwargs), example)
+        finally:
+            mha.set_fastpath_enabled(fast)
+
+    def faked(self, module: nn.Module, path: str) -> nn.Module:
+        """A copy of a module without its hooks, with fake parameters and buffers, which are at hand."""
+        assert self.recorder.scope is not None
+        copy: Any = module._replicate_for_data_parallel()
+        copy._compiled_call_impl = copy.forward  # what calls it is to run neither hooks nor what is compiled
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            fake = self.fake(tensor)
+            setattr(copy, name, self.detached(fake))
+            if fake is not None:
+                self.tape.handle(fake).attributes[self.recorder.scope] = f"{path}.{name}"
+        for name, child in module._modules.items():
+            copy._modules[name] = None if child is None else self.faked(child, f"{path}.{name}")
+        return cast(nn.Module, copy)
+
+    def opaque(self, node: fx.Node, args: Any = (), example: Any = None) -> object:
         """A node's result as Dynamo saw it, with no meaning; what it was given counts as returned to it."""
         given = tuple(self.tape.value(tensor) for tensor in _flat_tensors(args))
         if self.recorder.scope is not None:
             self.recorder.scope.returned.update(given)
         op = Op(getattr(node.target, "__name__", str(node.target)), given, {}, self.recorder.state())
-        return fx.node.map_aggregate(node.meta.get("example_value"), lambda item: self.fake(item, op))
+        example = node.meta.get("example_value", example)
+        return fx.node.map_aggregate(example, lambda item: self.fake(item, op))
 
     def detached(self, item: Any) -> Any:
         """A tensor without autograd's history, on which operations decompose in one way."""
@@ -317,6 +356,7 @@ def _unbacked(structure: object) -> set[sympy.Symbol]:
 def _unchanged(interpreter: _Interpreter) -> Iterator[None]:
     """Put back the state that the nodes of a graph may change, also after an exception."""
     environment = interpreter.mode.shape_env
+    mode = interpreter.mode
     inference = torch.is_inference_mode_enabled()
     depth = torch._C._functorch.get_dynamic_layer_stack_depth()
     with contextlib.ExitStack() as stack:
@@ -325,6 +365,9 @@ def _unchanged(interpreter: _Interpreter) -> Iterator[None]:
             stack.enter_context(environment.ignore_fresh_unbacked_symbols())
         for put_back in _flags():
             stack.callback(put_back)
+        # Of constants that a graph holds, the mode makes fake ones.
+        stack.callback(setattr, mode, "allow_non_fake_inputs", mode.allow_non_fake_inputs)
+        mode.allow_non_fake_inputs = True
         # A weight's cast that autocast cached before would be a value without a history.
         torch.set_autocast_cache_enabled(False)
         try:
@@ -383,7 +426,8 @@ def record(module: fx.GraphModule) -> Tape:
         return tape
     interpreter = _Interpreter(tape, mode)
     if mode.shape_env is not None:
-        tape.hints = {symbol: int(hint) for symbol, hint in mode.shape_env.backed_var_to_val.items()}
+        hints = mode.shape_env.backed_var_to_val.items()  # the sizes of nested tensors have none
+        tape.hints = {symbol: int(hint) for symbol, hint in hints if hint.is_Integer}
     with _unchanged(interpreter):
         inputs = [
             interpreter.fake(n.meta.get("example_value")) for n in module.graph.nodes if n.op == "placeholder"

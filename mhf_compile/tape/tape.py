@@ -37,6 +37,15 @@ class Scope:
     returned: set[Value] = field(default_factory=set)
     transformed: set[fx.Node] = field(default_factory=set)
     """The nodes after which a transform of torch.func is on."""
+    inference: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    """Of the nodes after which inference mode is on, the one that entered it."""
+    callers: list[Scope] = field(default_factory=list)
+    """For a body, the graph of each node that runs it."""
+
+    @property
+    def uses(self) -> int:
+        """How often the program runs it."""
+        return sum(caller.uses for caller in self.callers) if self.callers else 1
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,8 @@ class Handle:
     born: int = 0
     """The time of its first value."""
     nodes: list[tuple[Scope, fx.Node]] = field(default_factory=list)
+    attributes: dict[Scope, str] = field(default_factory=dict)
+    """Where it is in the module of a graph, though no node may get it: a parameter of a module called."""
 
     def nodes_in(self, scope: Scope) -> list[fx.Node]:
         """The nodes of a graph that are this very tensor object."""
@@ -164,6 +175,10 @@ class Value:
         """The node of a graph whose tensor holds this value at a time."""
         nodes = self.handle.nodes_in(scope) if scope is not None and time < self.expires else []
         return nodes[0] if nodes else None
+
+    def attribute_at(self, scope: Scope | None, time: float) -> str | None:
+        """The attribute of a graph's module that holds this value at a time."""
+        return self.handle.attributes.get(scope) if scope is not None and time < self.expires else None
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -215,7 +230,7 @@ class Tape:
         self.values: list[Value] = []
         self.scopes: list[Scope] = []
         self.hints: dict[sympy.Symbol, int] = {}  # a value of each symbol that satisfies every guard
-        self._handles: dict[int, Handle] = {}
+        self._handles: dict[int, tuple[Handle, torch.Tensor]] = {}  # while a tensor lives, its id is its own
         self._storages: dict[int, Storage] = {}
         self._expandable: dict[fx.Node, bool] = {}
 
@@ -264,12 +279,16 @@ class Tape:
 
     def is_at_hand(self, value: Value, scope: Scope, time: float) -> bool:
         """Whether a tensor holds a value at a time, or can be made to."""
-        return value.node_at(scope, time) is not None or self.is_inside(value, scope, time)
+        given = value.node_at(scope, time) is not None or value.attribute_at(scope, time) is not None
+        return given or self.is_inside(value, scope, time)
 
     def _may_expand(self, node: fx.Node, scope: Scope) -> bool:
         made: set[Value] = set()
         for op in self.issued[node]:
-            known = all(value in made or value.handle.nodes_in(scope) for value in op.inputs)
+            known = all(
+                value in made or value.handle.nodes_in(scope) or scope in value.handle.attributes
+                for value in op.inputs
+            )
             pure = op.func is not None and op.writes is None and not op.random and not op.replayed
             pure = pure and not op.state.transforms
             sizes: list[object] = []
@@ -284,12 +303,12 @@ class Tape:
     def handle(self, tensor: torch.Tensor) -> Handle:
         """The handle of a tensor; one that was never seen holds something from outside."""
         found = self._handles.get(id(tensor))
-        return found if found is not None else self.adopt(tensor, Handle(self._storage(tensor)))
+        return found[0] if found is not None else self.adopt(tensor, Handle(self._storage(tensor)))
 
     def adopt(self, tensor: torch.Tensor, handle: Handle) -> Handle:
         """Let a handle stand for a tensor."""
         handle.tensor = tensor
-        self._handles[id(tensor)] = handle
+        self._handles[id(tensor)] = handle, tensor
         if is_plain(tensor):
             self._storages.setdefault(tensor.untyped_storage()._cdata, handle.storage)
         return handle

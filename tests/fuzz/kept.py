@@ -8,11 +8,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tests.fuzz import near, programs
+from tests.fuzz import ambient, near, programs
 from tests.fuzz.property import Example, Property
 from tests.kernels import properties as kernels
 
-PROPERTIES: tuple[Property, ...] = (*programs.PROPERTIES, *near.PROPERTIES, *kernels.PROPERTIES)
+PROPERTIES: tuple[Property, ...] = (
+    *programs.PROPERTIES,
+    *near.PROPERTIES,
+    *kernels.PROPERTIES,
+    *ambient.PROPERTIES,
+)
 """All properties that are fuzzed."""
 
 FOLDER = Path(__file__).parent.parent / "regressions"

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from hypothesis.errors import UnsatisfiedAssumption
 
-from tests.fuzz import coverage, near, programs
+from tests.fuzz import ambient, coverage, near, programs
 from tests.fuzz.kept import FOLDER, PROPERTIES, keep
 from tests.fuzz.property import FRESH, Property
 from tests.kernels import properties as kernels
@@ -37,6 +37,7 @@ KINDS: dict[str, tuple[tuple[Property, ...], int]] = {
     "programs": (programs.PROPERTIES, 13),
     "near misses": (near.PROPERTIES, 8),
     "calls of the kernels": (kernels.PROPERTIES, 1),
+    "ambient states": (ambient.PROPERTIES, 3),
 }
 """What is drawn, the properties of it, and the share of the time that these have."""
 
@@ -93,6 +94,7 @@ def hold(property_: Property, seed: int, end: float, folder: Path) -> Result:
         result.examples[property_.name] += 1
 
     programs.COUNTS.clear()
+    ambient.COUNTS.clear()
     with coverage.counting(result.fired), contextlib.suppress(TurnIsOver):
         try:
             Property(check, property_.examples, property_.count).hold(FRESH, 1000, seed)
@@ -104,6 +106,7 @@ def hold(property_: Property, seed: int, end: float, folder: Path) -> Result:
                 path = keep(property_.name, example, f"{type(why).__name__}: {why}", folder)
                 result.failures.append(f"{path} (seed {seed})")
     result.counts.update(programs.COUNTS)
+    result.counts.update({f"in a drawn state: {what}": n for what, n in ambient.COUNTS.items()})
     return result
 
 
