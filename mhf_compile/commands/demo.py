@@ -79,9 +79,13 @@ def train(settings: Settings, compiled: bool) -> Run:
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     batches = text_batches(settings)
 
-    # One pass that changes no weight: it compiles, and leaves first-time costs out of the measured steps.
-    with progress("  compiling; first forward and backward" if compiled else "  warming up"):
+    # One pass that changes no weight: it compiles, and leaves first-time costs out of the measured steps. The
+    # first block is enough where all share what it compiles.
+    blocks = model.blocks
+    model.blocks = blocks if settings.whole else blocks[:1]
+    with progress("  compiling forward and backward" if compiled else "  warming up"):
         next_byte_loss(model, batches[0]).backward()
+    model.blocks = blocks
     optimizer.zero_grad()
     saved = saved_bytes(lambda: next_byte_loss(model, batches[0]), [*model.parameters(), *batches])
 
