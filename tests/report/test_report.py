@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -278,3 +279,19 @@ def test_paths_that_dynamo_writes(path: str, shown: str) -> None:
     node = fx.Graph().placeholder("x")
     node.meta["nn_module_stack"] = {"outer": ("L['self']", object), "inner": (path, object)}
     assert module_of(node) == shown
+
+
+def test_nothing_that_was_printed_is_read_back() -> None:
+    """No regular expressions outside of kernels/, where one makes a file's name of a device's."""
+    house = Path(mhf_compile.__file__).parent
+    imports = {
+        (path.relative_to(house).parts[0], name)
+        for path in house.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in (
+            [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+        )
+    }
+    assert ("report", "mhf_compile.report.mathml") in imports
+    assert {room for room, name in imports if name == "re"} <= {"kernels"}
