@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -131,6 +132,13 @@ def test_explain_with_options() -> None:
     assert rewrite.proof == "not proved"
     with pytest.raises(OptionError, match=r"flashmhf\.dens'"):
         mhf_compile.explain(spelling.program, *spelling.tensors(), options={"flashmhf.dens": "always"})
+
+
+def test_what_the_op_cannot_run_on_is_a_miss() -> None:
+    reason = "the op has no kernels for a GPU"
+    with mock.patch("mhf_compile.rewriting.region.unsupported", lambda device, dtype: reason):
+        (miss,) = mhf_compile.explain(Network(), query()).misses
+    assert miss.reason == reason
 
 
 def test_explain_requires_of_all_graphs_together() -> None:
