@@ -1,7 +1,7 @@
 """The proof shares nothing with the reader: what is wrong in a helper of the reader, it refuses.
 
-Each fault is planted in the one place where the source has the helper. Without a proof the program is then rewritten
-to something else, or the fault would show nothing; with it, never.
+Each fault is planted in the one place where the source has the helper. Without a proof, many of these rewrite
+the program to something else; with it, none does.
 """
 
 from __future__ import annotations
