@@ -142,7 +142,7 @@ def identify(expression: Expression) -> Known | None:
             ratio = float(found[0][largest] / wanted[0][largest]) * float(scale)
             factor = Fraction(ratio).limit_denominator(64) / scale if math.isfinite(ratio) else Fraction(0)
             difference = (found - float(factor) * wanted).abs()
-            if factor and bool((difference <= slack * abs(float(factor)))[seen].all()):
+            if factor and bool((difference <= slack * max(1, abs(float(factor))))[seen].all()):
                 return Known(name, factor * content, scale)
     return None
 

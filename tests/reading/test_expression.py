@@ -36,7 +36,7 @@ def test_an_expression_of_a_function_without_a_meaning_is_none() -> None:
 
 def line(scale: float, shift: float = 0) -> Expression:
     """``scale * x + shift``."""
-    return ((Fraction(scale), (X(),)), (Fraction(shift), ()))
+    return ((Fraction(scale), (X(),)), *[(Fraction(shift), ())] * (shift != 0))
 
 
 def call(name: str, argument: Expression, factor: float = 1) -> Expression:
