@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mhf_compile import notation
 from mhf_compile.notation import Axis, Func, Leaf, Term
-from mhf_compile.patterns.pattern import RESULT, OperandKind, Pattern
+from mhf_compile.patterns.pattern import RESULT, Pattern, Purpose
 from mhf_compile.reading.reader import DTYPES
 from mhf_compile.reading.rules import RULES
 from mhf_compile.tape.tape import Op, Value
@@ -167,13 +167,13 @@ def other_factors(goal: Term, term: Term) -> NoMatch:
 
 def misplaced(pattern: Pattern, axis: Axis, present: Collection[str], before: int) -> NoMatch:
     """Why an axis that just some operands have is none of a pattern; ``before`` others are."""
-    inputs, weights = pattern.of(OperandKind.INPUT), pattern.of(OperandKind.WEIGHT)
+    inputs, weights = pattern.of(Purpose.INPUT), pattern.of(Purpose.WEIGHT)
     has, lacks = pattern.words(present), pattern.words(set(weights) - set(present))
     is_in_input = not set(inputs).isdisjoint(present)
     if is_in_input and RESULT not in present:
         what = " or ".join(f"{name}s" for name in pattern.counted(pattern.broadcast))
         reason = f"it is summed over an axis of size {axis.size} of {has}: {what}"
-    elif {*weights, *pattern.of(OperandKind.BIAS)}.issuperset(present):
+    elif {*weights, *pattern.of(Purpose.BIAS)}.issuperset(present):
         reason = f"{axis.size} activations are added up that share {lacks}"
     elif RESULT in present and not is_in_input:
         reason = f"of {has} there is an axis of size {axis.size} that the input of gate and up lacks"

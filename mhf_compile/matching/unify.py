@@ -26,7 +26,7 @@ from mhf_compile.matching.reasons import (
 )
 from mhf_compile.notation import Axis, Func, Index, Leaf, Size, Term
 from mhf_compile.patterns import Pattern
-from mhf_compile.patterns.pattern import RESULT, OperandKind
+from mhf_compile.patterns.pattern import RESULT, Purpose
 from mhf_compile.reading.numbering import ValueNumbering
 from mhf_compile.tape.tape import Value
 
@@ -215,7 +215,7 @@ class _Roles:
             letter: pattern.occurrences(letter) | ({SCORE} if role.is_contracted else set())
             for letter, role in pattern.roles.items()
         }
-        self.shared = {*pattern.of(OperandKind.INPUT), RESULT}
+        self.shared = {*pattern.of(Purpose.INPUT), RESULT}
 
     def assign(self, state: _State, index: tuple[Index, ...]) -> Unification:
         """The operands and roles of an assignment. Raises NoMatch."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mhf_compile.notation import Axis, Leaf
-from mhf_compile.patterns.pattern import OperandKind, Pattern, Role, Roles, Slot
+from mhf_compile.patterns.pattern import Pattern, Purpose, Role, Roles, Slot
 
 
 def formula(
@@ -85,13 +85,13 @@ FLASH_MHF = Pattern(
         "o": Role("output channel", 19),
     },
     operands={
-        "q": Slot(("b", "t", "h g", "d"), "the input", OperandKind.INPUT),
-        "k": Slot(("h", "e", "f", "d"), "the gate's weight", OperandKind.WEIGHT),
-        "u": Slot(("h", "e", "f", "d"), "the up weight", OperandKind.WEIGHT),
-        "v": Slot(("h", "e", "f", "o"), "the values", OperandKind.WEIGHT),
-        "r": Slot(("b", "t", "h g", "e"), "the routing weight", OperandKind.FACTOR, is_optional=True),
-        "gate_bias": Slot(("h", "e", "f"), "the gate's bias", OperandKind.BIAS, is_optional=True),
-        "up_bias": Slot(("h", "e", "f"), "the up bias", OperandKind.BIAS, is_optional=True),
+        "q": Slot(("b", "t", "h g", "d"), "the input", Purpose.INPUT),
+        "k": Slot(("h", "e", "f", "d"), "the gate's weight", Purpose.WEIGHT),
+        "u": Slot(("h", "e", "f", "d"), "the up weight", Purpose.WEIGHT),
+        "v": Slot(("h", "e", "f", "o"), "the values", Purpose.WEIGHT),
+        "r": Slot(("b", "t", "h g", "e"), "the routing weight", Purpose.FACTOR, is_optional=True),
+        "gate_bias": Slot(("h", "e", "f"), "the gate's bias", Purpose.BIAS, is_optional=True),
+        "up_bias": Slot(("h", "e", "f"), "the up bias", Purpose.BIAS, is_optional=True),
     },
     result=("b", "t", "h g", "o"),
     hidden=("b", "t", "h", "g", "e", "f"),

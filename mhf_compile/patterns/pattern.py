@@ -40,8 +40,8 @@ class Role:
     is_required: bool = False
 
 
-class OperandKind(Enum):
-    """What an operand is in a pattern.
+class Purpose(Enum):
+    """What an operand is for in a pattern.
 
     INPUT: others are broadcast over an axis that it and the result have, and it over none.
     WEIGHT: what the input and the hidden values are contracted with.
@@ -62,13 +62,13 @@ class Slot:
     Attributes:
         dims: the roles of each dimension; ``"h g"`` is one dimension of two digits.
         words: what people call the operand.
-        kind: what it is.
+        purpose: what it is for.
         is_optional: whether it may be absent.
     """
 
     dims: tuple[str, ...]
     words: str
-    kind: OperandKind
+    purpose: Purpose
     is_optional: bool = False
 
     @property
@@ -120,7 +120,7 @@ class Pattern:
     @cached_property
     def broadcast(self) -> tuple[str, ...]:
         """The roles over which weights may be broadcast: those of the result that all inputs have."""
-        inputs = {RESULT, *self.of(OperandKind.INPUT)}
+        inputs = {RESULT, *self.of(Purpose.INPUT)}
         return tuple(role for role in self.roles if inputs <= self.occurrences(role))
 
     @cached_property
@@ -131,12 +131,12 @@ class Pattern:
     @cached_property
     def product(self) -> str:
         """The operand that takes up any further factor of the right axes."""
-        (name,) = self.of(OperandKind.FACTOR)
+        (name,) = self.of(Purpose.FACTOR)
         return name
 
-    def of(self, kind: OperandKind) -> list[str]:
-        """The operands of a kind, in order."""
-        return [name for name, slot in self.operands.items() if slot.kind is kind]
+    def of(self, purpose: Purpose) -> list[str]:
+        """The operands of a purpose, in order."""
+        return [name for name, slot in self.operands.items() if slot.purpose is purpose]
 
     def occurrences(self, role: str) -> frozenset[str]:
         """The operands that have axes of a role, and RESULT where the result has."""

@@ -13,7 +13,7 @@ from mhf_compile import notation
 from mhf_compile.kernels.support import unsupported
 from mhf_compile.matching.reasons import NO_GRAD, NORMS, Refusal
 from mhf_compile.notation.fold import parts
-from mhf_compile.patterns.pattern import OperandKind
+from mhf_compile.patterns.pattern import Purpose
 from mhf_compile.rewriting.region import Region
 from mhf_compile.tape.operations import CREATIONS
 from mhf_compile.tape.source import source_of
@@ -196,11 +196,11 @@ def repeated_weights(region: Region) -> Refusal | None:
     """Whether a weight would be repeated to more than the activation that is saved."""
     match = region.match
     pattern, operands = match.pattern, match.unification.operands
-    for name in pattern.of(OperandKind.WEIGHT):
+    for name in pattern.of(Purpose.WEIGHT):
         axes, own = {axis for dim in operands[name].dims for axis in dim}, set(operands[name].leaves[0].axes)
         size, least = (math.prod(notation.known(a.size, match.hints) for a in some) for some in (axes, own))
         if size - least > match.hidden:
-            others = operands.keys() - pattern.of(OperandKind.INPUT)
+            others = operands.keys() - pattern.of(Purpose.INPUT)
             has = [other for other in others if axes - own <= set(operands[other].leaves[0].axes)]
             each = " or ".join(pattern.counted(pattern.broadcast))
             return Refusal(

@@ -17,7 +17,7 @@ from mhf_compile.kernels.activations import ACTIVATIONS
 from mhf_compile.matching.search import normal_pattern
 from mhf_compile.notation import Func, Leaf
 from mhf_compile.patterns import FLASH_MHF, PATTERNS, UNGATED_MHF
-from mhf_compile.patterns.pattern import OperandKind, Pattern, split
+from mhf_compile.patterns.pattern import Pattern, Purpose, split
 
 SIZES = {"b": 2, "t": 3, "h": 2, "g": 1, "e": 2, "f": 3, "d": 2, "o": 3}
 DEFINITIONS: dict[str, Callable[[float], float]] = {
@@ -137,10 +137,10 @@ def test_a_pattern_is_consistent(pattern: Pattern) -> None:
         *pattern.dense,
         *(role for roles in pattern.fields.values() for role in roles),
     } <= used
-    assert pattern.of(OperandKind.INPUT) and pattern.of(OperandKind.WEIGHT)
-    assert {*pattern.of(OperandKind.FACTOR), *pattern.of(OperandKind.BIAS)} == pattern.optional
+    assert pattern.of(Purpose.INPUT) and pattern.of(Purpose.WEIGHT)
+    assert {*pattern.of(Purpose.FACTOR), *pattern.of(Purpose.BIAS)} == pattern.optional
     for name, slot in pattern.operands.items():
-        if slot.kind in (OperandKind.WEIGHT, OperandKind.BIAS):
+        if slot.purpose in (Purpose.WEIGHT, Purpose.BIAS):
             assert not set(pattern.tokens) & set(slot.roles), name
     assert {*pattern.tokens} <= {*pattern.broadcast} <= {*split(pattern.result)}
     assert pattern.product == "r" and pattern.broadcast == ("b", "t", "h", "g")
