@@ -1,7 +1,7 @@
 """Read values of a tape as index notation, by the rules of their operations.
 
-``Reader.definition`` takes one step down; ``expand`` takes steps until every factor is one that its caller wants
-to keep; ``operand`` follows an entry through rearrangements only.
+``Reader.definition`` takes one step down; ``expand`` takes steps until every factor is one that its caller
+wants to keep; ``operand`` follows an entry through rearrangements only.
 """
 
 from __future__ import annotations
