@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from mhf_compile.notation import Axes, Term, Unreadable
@@ -116,7 +116,7 @@ class Rule:
     keeps_result: bool = False
 
     def kept(self, op: Op) -> Sequence[Value]:
-        """What autograd keeps for the backward: of a product its factors, of a function its argument or result.
+        """What autograd keeps for the backward: the factors of products, a function's argument or result.
 
         Of a number times a tensor, the number is enough.
         """
@@ -206,13 +206,11 @@ RULES: dict[str, Rule] = {
     # y[i] = f(x[i]), its derivative in terms of x
     **_rows("silu elu leaky_relu softplus mish hardswish hardsigmoid hardtanh celu", _FUNCTION),
     **_rows("clamp clamp_min clamp_max threshold", _FUNCTION),
-    **_rows("erf erfc abs log sin cos", Rule(Kind.FUNCTION, functions.function, is_part=True)),
+    **_rows("erf erfc abs log sin cos", replace(_FUNCTION, is_part=True)),
     **_rows("gelu", Rule(Kind.FUNCTION, functions.gelu)),
     # y[i] = f(x[i]), its derivative in terms of y
     **_rows("sigmoid tanh relu", _OF_RESULT),
-    **_rows(
-        "exp reciprocal sqrt rsqrt", Rule(Kind.FUNCTION, functions.function, is_part=True, keeps_result=True)
-    ),
+    **_rows("exp reciprocal sqrt rsqrt", replace(_OF_RESULT, is_part=True)),
     # y[i] = x[i] * sigmoid(x[n + i])
     **_rows("glu", Rule(Kind.FUNCTION, functions.glu)),
 }
