@@ -72,6 +72,7 @@ def _sigmoid(x: float) -> float:
 # -- functions: (value, steepest slope near it) ------------------------------------------------------------
 
 FUNCTIONS: dict[str, Callable[[float], tuple[float, float]]] = {
+    "": lambda x: (x, 1.0),  # the sum itself
     "identity": lambda x: (x, 1.0),
     "sigmoid": lambda x: (_sigmoid(x), 0.25),
     "silu": lambda x: (x * _sigmoid(x), 1.1),

@@ -161,10 +161,9 @@ def _scaled(leaf: Leaf, reader: Reader) -> list[Term] | None:
         return None
     if rule is None or rule.kind not in ALGEBRA or len(value.op.inputs) != 1:
         return None
+    preference = reader.preference
     match _terms(reader, leaf):
-        case [Term(_, (Leaf(Value() as inner, _),), ())] as terms if reader.preference(
-            inner
-        ) >= reader.preference(value):
+        case [Term(_, (Leaf(Value() as inner),), ())] as terms if preference(inner) >= preference(value):
             reader.visit(leaf)
             return terms
     return None

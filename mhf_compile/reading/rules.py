@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from mhf_compile.notation import Axes, Term, Unreadable
@@ -90,28 +90,6 @@ def _none(op: Op) -> list[list[Value]]:
     return []
 
 
-# -- what autograd keeps of an operation for its backward ----------------------------------------------------
-
-Kept = Callable[[Op], Sequence[Value]]
-
-
-def _nothing(op: Op) -> Sequence[Value]:
-    return ()
-
-
-def _inputs(op: Op) -> Sequence[Value]:
-    return op.inputs
-
-
-def _result(op: Op) -> Sequence[Value]:
-    return op.outputs
-
-
-def _factors(op: Op) -> Sequence[Value]:
-    """Each factor is the derivative in the other one; of a number times a tensor, the number is enough."""
-    return op.inputs if all(isinstance(factor, Value) for factor in op.args) else ()
-
-
 # -- the table ----------------------------------------------------------------------------------------------
 
 
@@ -124,18 +102,27 @@ class Rule:
         read: an entry of its result, in entries of its arguments.
         products: for each term of the result, the tensors multiplied in it; a function is no polynomial of
             its arguments and has none.
-        kept: the values that autograd keeps for its backward.
         write: of a view that shows each entry of its base at most once, how a write through it is read: an
             entry of the base after it.
         is_part: whether it is a function that activations and norms are made of, but none itself.
+        keeps_result: whether autograd has the derivative of a function by its result.
     """
 
     kind: Kind
     read: Reading
     products: Products | None = None
-    kept: Kept = _nothing
     write: Reading | None = None
     is_part: bool = False
+    keeps_result: bool = False
+
+    def kept(self, op: Op) -> Sequence[Value]:
+        """What autograd keeps for the backward: the factors of products, a function's argument or result.
+
+        Of a number times a tensor, the number is enough.
+        """
+        if self.products is None:
+            return op.outputs if self.keeps_result else op.inputs
+        return [value for product in self.products(op) if len(product) > 1 for value in product]
 
 
 def _move(read: Reading, write: Reading | None = None) -> Rule:
@@ -163,8 +150,8 @@ def _rows(names: str, rule: Rule) -> dict[str, Rule]:
     return dict.fromkeys(names.split(), rule)
 
 
-_FUNCTION = Rule(Kind.FUNCTION, functions.function, kept=_inputs)
-_OF_RESULT = Rule(Kind.FUNCTION, functions.function, kept=_result)
+_FUNCTION = Rule(Kind.FUNCTION, functions.function)
+_OF_RESULT = Rule(Kind.FUNCTION, functions.function, keeps_result=True)
 
 RULES: dict[str, Rule] = {
     # y[i] = x[j], where i in y's shape and j in x's are one row-major position
@@ -198,17 +185,17 @@ RULES: dict[str, Rule] = {
     **_rows("rsub", Rule(Kind.ADD, algebra.subtract_from, _each)),
     **_rows("neg", Rule(Kind.ADD, algebra.negate, _first)),
     # x * y
-    **_rows("mul", Rule(Kind.MULTIPLY, algebra.product, _both, _factors)),
+    **_rows("mul", Rule(Kind.MULTIPLY, algebra.product, _both)),
     # x / y = x * reciprocal(y)
-    **_rows("div", Rule(Kind.DIVIDE, algebra.divide, _both, _factors)),
+    **_rows("div", Rule(Kind.DIVIDE, algebra.divide, _both)),
     # x + value * y * z
-    **_rows("addcmul", Rule(Kind.POLYNOMIAL, algebra.add_product, _last_two, _inputs)),
+    **_rows("addcmul", Rule(Kind.POLYNOMIAL, algebra.add_product, _last_two)),
     # x ** 3 = x * x * x
-    **_rows("pow", Rule(Kind.POLYNOMIAL, algebra.power, _power, _inputs)),
+    **_rows("pow", Rule(Kind.POLYNOMIAL, algebra.power, _power)),
     # y[i, k] = sum_j a[i, j] * b[j, k]; beta * bias[i, k] + alpha * that
-    **_rows("mm bmm mv dot addmm baddbmm", Rule(Kind.CONTRACT, algebra.matmul, _last_two, _inputs)),
+    **_rows("mm bmm mv dot addmm baddbmm", Rule(Kind.CONTRACT, algebra.matmul, _last_two)),
     # y[b, o, t] = sum_c x[b, c, t] * w[o, c, 0], in each group
-    **_rows("convolution", Rule(Kind.CONTRACT, algebra.convolution, _with_bias, _inputs)),
+    **_rows("convolution", Rule(Kind.CONTRACT, algebra.convolution, _with_bias)),
     # y[i] = sum_j x[i, j]; divided by the number of j
     **_rows("sum", Rule(Kind.SUM, algebra.total, _first)),
     **_rows("mean", Rule(Kind.SUM, algebra.mean, _first)),
@@ -219,13 +206,13 @@ RULES: dict[str, Rule] = {
     # y[i] = f(x[i]), its derivative in terms of x
     **_rows("silu elu leaky_relu softplus mish hardswish hardsigmoid hardtanh celu", _FUNCTION),
     **_rows("clamp clamp_min clamp_max threshold", _FUNCTION),
-    **_rows("erf erfc abs log sin cos", Rule(Kind.FUNCTION, functions.function, kept=_inputs, is_part=True)),
-    **_rows("gelu", Rule(Kind.FUNCTION, functions.gelu, kept=_inputs)),
+    **_rows("erf erfc abs log sin cos", replace(_FUNCTION, is_part=True)),
+    **_rows("gelu", Rule(Kind.FUNCTION, functions.gelu)),
     # y[i] = f(x[i]), its derivative in terms of y
     **_rows("sigmoid tanh relu", _OF_RESULT),
-    **_rows("exp reciprocal sqrt rsqrt", Rule(Kind.FUNCTION, functions.function, kept=_result, is_part=True)),
+    **_rows("exp reciprocal sqrt rsqrt", replace(_OF_RESULT, is_part=True)),
     # y[i] = x[i] * sigmoid(x[n + i])
-    **_rows("glu", Rule(Kind.FUNCTION, functions.glu, kept=_inputs)),
+    **_rows("glu", Rule(Kind.FUNCTION, functions.glu)),
 }
 """Everything else is a leaf on purpose: index_select and gathers (the position is data), norms (no
 polynomial), dropout and other randomness, comparisons, what computes in integers."""
