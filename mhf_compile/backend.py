@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,27 +69,18 @@ def flashmhf(
     return compile_rest(module, inputs)
 
 
-_registration = threading.Lock()
+class _Functions(dict[str, Any]):
+    """PyTorch's backends by name, among which this one may be registered again.
 
-
-def _registers_again(register: Callable[..., Any]) -> Callable[..., Any]:
-    """PyTorch's `register_backend`, for which it is no error to register a function under its name again.
-
-    PyTorch's lookup of an entry point is not for threads: all that look one up at first register what they
-    have loaded, and all but one fail. Each has imported this module before.
+    All threads that look up an entry point at first register what they have loaded, which for PyTorch is an
+    error of all but one. Each has imported this module before.
     """
 
-    @wraps(register)
-    def register_backend(compiler_fn: Any = None, name: str | None = None, tags: Sequence[str] = ()) -> Any:
-        with _registration:
-            if name is not None and registry._COMPILER_FNS.get(name) is flashmhf is compiler_fn:
-                return compiler_fn
-            return register(compiler_fn, name, tags)
-
-    return register_backend
+    def __contains__(self, name: object) -> bool:
+        return name != flashmhf.__name__ and super().__contains__(name)
 
 
-registry.register_backend = _registers_again(registry.register_backend)
+registry._COMPILER_FNS = _Functions(registry._COMPILER_FNS)
 flashmhf.reset = _reports.clear  # type: ignore[attr-defined]  # torch._dynamo.reset() calls it
 
 

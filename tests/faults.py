@@ -282,6 +282,9 @@ AROUND: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "another dtype": lambda: default_dtype(torch.float64),
     "another device": lambda: torch.device("meta"),
+}
+
+UNSEEN: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "hooks on saved tensors": lambda: saved_tensors_hooks(seen, seen),
     "no hooks on saved tensors": lambda: disable_saved_tensors_hooks("not here"),
     "a function mode": _Functions,
@@ -289,6 +292,7 @@ AROUND: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "a fake mode": FakeTensorMode,
     "vmap": lambda: vmap_increment_nesting(3, "error"),
 }
+"""What looks on, and raises where it sees something."""
 
 
 @contextmanager

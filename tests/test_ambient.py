@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, silu
 
 from tests.fuzz import ambient
-from tests.fuzz.ambient import Ambient, what_works_under_another_backend_works_under_this_one
+from tests.fuzz.ambient import OPTIONS, Ambient, logged, what_works_under_another_backend_works_under_this_one
 from tests.fuzz.property import Property
-from tests.strategies.ambient import AROUND, CALLS, WITHIN
+from tests.strategies.ambient import AROUND, CALLS, WITHIN, arguments, feed_forward
 
 
 @pytest.mark.parametrize("property_", ambient.PROPERTIES, ids=lambda property_: property_.name)
@@ -52,3 +55,33 @@ def test_is_rewritten_all_the_same(example: Ambient) -> None:
     ambient.COUNTS.clear()
     what_works_under_another_backend_works_under_this_one(example)
     assert ambient.COUNTS["feed-forwards rewritten"] > 0
+
+
+def test_a_nested_region_counts_each_time_it_is_run() -> None:
+    ambient.COUNTS.clear()
+    what_works_under_another_backend_works_under_this_one(Ambient("feed_forward", within=("nested_region",)))
+    assert ambient.COUNTS["feed-forwards rewritten"] == 2
+
+
+# -- sizes that only the data tell --------------------------------------------------------------------------
+
+
+def pieces(x: Tensor, sizes: Tensor, *weights: Tensor) -> Tensor:
+    return torch.cat([feed_forward(piece, *weights) for piece in torch.split(x, sizes.tolist())])
+
+
+def jagged(x: Tensor, sizes: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    rows = torch.nested.nested_tensor_from_jagged(x.flatten(1), offsets)
+    gate, up = (linear(rows, torch.cat([weight[0], weight[1]], 1)) for weight in (k, u))
+    return linear(silu(gate) * up, v[0].t()).values()
+
+
+@pytest.mark.parametrize("program", [pieces, jagged], ids=lambda program: program.__name__)
+def test_sizes_that_only_the_data_tell(program: Callable[..., Tensor]) -> None:
+    x, *weights = arguments(grad=True)
+    sizes = torch.tensor([2, 4])
+    with logged() as records, torch._dynamo.config.patch(capture_scalar_outputs=True):
+        found = torch.compile(program, backend="flashmhf", options=OPTIONS)(x, sizes, *weights)
+    torch.testing.assert_close(found, program(x, sizes, *weights), rtol=1e-4, atol=1e-4)
+    assert [record.getMessage() for record in records] == []

@@ -16,6 +16,7 @@ from torch import fx
 
 import mhf_compile
 from mhf_compile import api, backend
+from mhf_compile.options import parse
 from mhf_compile.report.report import Report
 from tests.comparison import counted_calls
 from tests.faults import (
@@ -26,6 +27,7 @@ from tests.faults import (
     OPERATED,
     STAGES,
     STRICT,
+    UNSEEN,
     broken,
     captured,
     check_right,
@@ -194,6 +196,15 @@ def test_a_compiled_model_works_after_an_error(
     torch._dynamo.reset()
     torch.compile(program, backend="flashmhf", options=STRICT)(*given)
     check_right(mhf_compile.last_reports()[-1])
+
+
+@pytest.mark.parametrize(("stage", "around"), [*zip(SOME, UNSEEN, strict=True)])
+def test_an_error_leaves_what_looks_on_as_it_was(
+    stage: str, around: str, graph: fx.GraphModule, inputs: list[Any], calls: dict[str, int]
+) -> None:
+    with unchanged(graph, state_that_may_change(stage)), UNSEEN[around](), broken(stage, 1, RuntimeError):
+        (note,) = backend.analyse(graph, parse(EAGER)[0]).notes
+    assert note == "the analysis failed, with RuntimeError: planted"
 
 
 @pytest.mark.parametrize("stage", SOME)

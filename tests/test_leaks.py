@@ -31,6 +31,7 @@ from mhf_compile.tape.tape import Tape
 from tests.faults import (
     AROUND,
     STRICT,
+    UNSEEN,
     broken,
     captured,
     check_right,
@@ -161,14 +162,14 @@ def test_the_modes_of_a_graph_are_left_whichever_node_fails(function: Callable[[
 # -- what is cached -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("around", [*AROUND, *UNSEEN])
 def test_what_is_cached_does_not_depend_on_where(
     around: str, graph: fx.GraphModule, inputs: list[Any]
 ) -> None:
     _, expected = mhf_compile.rewrite(graph, inputs, strict=True)
     forget()
     state = torch.get_rng_state()
-    with AROUND[around]():
+    with {**AROUND, **UNSEEN}[around]():
         check_right(mhf_compile.rewrite(graph, inputs, strict=True)[1])
     assert torch.equal(torch.get_rng_state(), state)
     assert mhf_compile.rewrite(graph, inputs, strict=True)[1] == expected

@@ -321,14 +321,11 @@ def _by_sample(op: Callable[..., Any]) -> Rule:
     """A rule of torch.func.vmap that calls `op` once for each sample."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        mapped = [(x, dim) for x, dim in zip(args, in_dims, strict=True)]
+        def sample(number: int) -> Any:
+            return op(*(_entry(x, dim, number) for x, dim in zip(args, in_dims, strict=True)))
 
-        def sample(take: Callable[[Tensor, int], Tensor]) -> Any:
-            return op(*(take(x, dim) if isinstance(dim, int) else x for x, dim in mapped))
-
-        samples = [sample(lambda x, dim, i=i: x.select(dim, i)) for i in range(info.batch_size)]
         # Of no samples, one that is made up shows what results would look like.
-        samples = samples or [sample(lambda x, dim: x.new_zeros(x.movedim(dim, 0).shape[1:]))]
+        samples = [sample(number) for number in range(max(info.batch_size, 1))]
 
         def stacked(parts: Sequence[Tensor]) -> Tensor:
             return torch.stack(list(parts))[: info.batch_size]
@@ -338,6 +335,13 @@ def _by_sample(op: Callable[..., Any]) -> Rule:
         return [stacked(parts) for parts in zip(*samples, strict=True)], [0] * len(samples[0])
 
     return rule
+
+
+def _entry(x: Any, dim: int | None, number: int) -> Any:
+    """One of what an argument is mapped over; zeros where it is over nothing."""
+    if not isinstance(dim, int):
+        return x
+    return x.select(dim, number) if x.shape[dim] else x.new_zeros(x.movedim(dim, 0).shape[1:])
 
 
 def _by_sample_in_autograd(rule: Rule) -> Callable[..., Any]:

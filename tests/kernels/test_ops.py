@@ -166,6 +166,36 @@ def test_vmap_is_a_loop(gated):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("gated", [True, False])
+def test_gradients_in_batches(gated, size):
+    """Autograd's own vmap."""
+    case = Case(**{**vars(TINY), "gated": gated})
+    xs = leaves(case)
+    results = []
+    for function in (call(case), lambda *xs: formula(*xs, *case.constants)):
+        out = function(*xs)
+        grads = torch.randn(size, *out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(0))
+        results.append(torch.autograd.grad(out, given(xs), grads, is_grads_batched=True))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_vectorized_jacobian():
+    q, *rest = leaves(TINY)
+    found, wanted = (
+        torch.autograd.functional.jacobian(lambda q, f=f: f(q, *rest).sum((1, 2)), q, vectorize=True)
+        for f in (call(TINY), lambda *xs: formula(*xs, *TINY.constants))
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+def test_vmap_of_no_samples():
+    q, *rest = leaves(TINY)
+    out = torch.func.vmap(lambda q: call(TINY)(q, *rest))(q.detach().new_empty(0, *q.shape))
+    assert out.shape == (0, *q.shape[:3], TINY.out_dim)
+
+
 def test_vmap_of_gradients():
     xs = leaves(TINY)
     out = call(TINY)(*xs)
