@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import CodeType
-from typing import Any, TypeVar
+from typing import Any, overload
 
 import torch
 from torch import fx
@@ -125,12 +125,17 @@ def merged(reports: Sequence[Report], modules: tuple[tuple[str, str], ...] = ())
     )
 
 
-Program = TypeVar("Program", fx.GraphModule, ExportedProgram)
-
-
+@overload
 def rewrite(
-    program: Program, example_inputs: Sequence[Any] | None = None, **options: Any
-) -> tuple[Program, Report]:
+    program: fx.GraphModule, example_inputs: Sequence[Any] | None = None, **options: Any
+) -> tuple[fx.GraphModule, Report]: ...
+@overload
+def rewrite(
+    program: ExportedProgram, example_inputs: Sequence[Any] | None = None, **options: Any
+) -> tuple[ExportedProgram, Report]: ...
+def rewrite(
+    program: fx.GraphModule | ExportedProgram, example_inputs: Sequence[Any] | None = None, **options: Any
+) -> tuple[fx.GraphModule | ExportedProgram, Report]:
     """Rewrite a graph of PyTorch calls.
 
     Args:

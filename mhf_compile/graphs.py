@@ -126,7 +126,7 @@ class Exported:
         self.module = copied_module(program.graph_module)
         give_examples(self.module, None)
         self.output: fx.Node = self.module.graph.find_nodes(op="output")[0]
-        self.outputs = self.output.args[0]
+        self.outputs: Any = self.output.args[0]
         nodes = {node.name: node for node in self.module.graph.nodes}
         signatures = [call.signature for call in program.module_call_graph if call.signature is not None]
         kept = [argument.name for s in signatures for argument in (*s.inputs, *s.outputs)]
@@ -142,13 +142,14 @@ class Exported:
         calls = [
             replace(call, signature=_copied_signature(call.signature)) for call in program.module_call_graph
         ]
-        for before, after in zip(self.returned, self.output.args[0], strict=True):
+        now: Any = self.output.args[0]
+        for before, after in zip(self.returned, now, strict=True):
             if isinstance(before, fx.Node) and before is not after:
                 signature.replace_all_uses(before.name, after.name)
                 for call in calls:
                     if call.signature is not None:
                         call.signature.replace_all_uses_with(before, after)
-        self.output.args = (self.output.args[0][: len(self.outputs)],)
+        self.output.args = (now[: len(self.outputs)],)
         take_examples_back(self.module, program.graph_module)
         return ExportedProgram(
             root=self.module,
