@@ -16,7 +16,8 @@ from mhf_compile.notation import Axis, Delta, Factor, Index, Leaf, Term, leaves
 from mhf_compile.notation.fold import Stacked
 from mhf_compile.reading.reader import Reader, entry_axes, read
 from mhf_compile.tape.recorder import record_function
-from mhf_compile.tape.tape import Op, Tape, Value, convert
+from mhf_compile.tape.tape import Tape
+from mhf_compile.tape.values import Op, Value, convert
 
 EPSILON = 2.0**-53
 """Half the distance of 1 and the next number in float64: the relative error of one rounding."""

@@ -34,8 +34,7 @@ from mhf_compile.report.report import Report
 from mhf_compile.rewriting import field, plan, region, replay, surgery
 from mhf_compile.rewriting import operands as build
 from mhf_compile.rewriting import proof as prove
-from mhf_compile.tape import recorder as recording
-from mhf_compile.tape import template
+from mhf_compile.tape import interpreter, template
 from mhf_compile.tape.recorder import fake_mode_of
 from mhf_compile.tape.tape import Tape
 
@@ -192,7 +191,7 @@ def check_right(report: Report) -> None:
 
 STAGES: dict[str, tuple[object, str]] = {
     "record": (backend, "record"),
-    "a node is run": (recording._Interpreter, "node"),
+    "a node is run": (interpreter.Interpreter, "node"),
     "an operation is recorded": (Tape, "record"),
     "a node is repeated": (template.Template, "apply"),
     "activations": (activation.Activations, "__init__"),

@@ -8,7 +8,8 @@ from mhf_compile.matching.linearity import Linearity
 from mhf_compile.notation import Leaf
 from mhf_compile.reading.reader import Reader, entry_axes
 from mhf_compile.reading.rules import Kind
-from mhf_compile.tape.tape import Tape, Value
+from mhf_compile.tape.tape import Tape
+from mhf_compile.tape.values import Value
 
 
 class Candidates:

@@ -16,7 +16,8 @@ from mhf_compile.notation import Leaf
 from mhf_compile.notation.fold import parts
 from mhf_compile.reading.reader import Reader, entry_axes
 from mhf_compile.reading.rules import Kind
-from mhf_compile.tape.tape import Op, Tape, Value
+from mhf_compile.tape.tape import Tape
+from mhf_compile.tape.values import Op, Value
 
 CONTRACTIONS = 6
 """A value that an activation reaches only through more products and sums than this is no candidate."""

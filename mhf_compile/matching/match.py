@@ -14,7 +14,7 @@ from mhf_compile.matching.unify import Unification
 from mhf_compile.notation import Axis, Index, Leaf, Term
 from mhf_compile.patterns import Pattern
 from mhf_compile.reading.numbering import ValueNumbering
-from mhf_compile.tape.tape import Scope, Value
+from mhf_compile.tape.values import Scope, Value
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from mhf_compile.notation.fold import fold
 from mhf_compile.reading.activations import Activations
 from mhf_compile.reading.reader import Reader, entry_axes
 from mhf_compile.reading.rules import ALGEBRA, Kind
-from mhf_compile.tape.tape import Value
+from mhf_compile.tape.values import Value
 
 
 def normal_form(

@@ -11,7 +11,7 @@ from mhf_compile.notation import Axis, Func, Leaf, Term
 from mhf_compile.patterns.pattern import RESULT, Pattern, Purpose
 from mhf_compile.reading.reader import DTYPES
 from mhf_compile.reading.rules import RULES
-from mhf_compile.tape.tape import Op, Value
+from mhf_compile.tape.values import Op, Value
 
 
 class Stage(IntEnum):

@@ -27,7 +27,8 @@ from mhf_compile.patterns import PATTERNS, Pattern
 from mhf_compile.reading.activations import Activations
 from mhf_compile.reading.reader import Reader
 from mhf_compile.tape.recorder import record_function
-from mhf_compile.tape.tape import Tape, Value
+from mhf_compile.tape.tape import Tape
+from mhf_compile.tape.values import Value
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from mhf_compile.notation import Axis, Func, Index, Leaf, Size, Term
 from mhf_compile.patterns import Pattern
 from mhf_compile.patterns.pattern import RESULT, Purpose
 from mhf_compile.reading.numbering import ValueNumbering
-from mhf_compile.tape.tape import Value
+from mhf_compile.tape.values import Value
 
 SCORE = "score"
 """Beside the operands that an axis occurs in: that it is summed inside a score."""

@@ -30,7 +30,8 @@ from mhf_compile.reading.expression import (
 from mhf_compile.reading.numbering import ValueNumbering
 from mhf_compile.reading.reader import DTYPES, Reader, entry_axes
 from mhf_compile.reading.rules import ALGEBRA, ELEMENTWISE, PARTS, RULES, Kind, Rule
-from mhf_compile.tape.tape import Op, Tape, Value
+from mhf_compile.tape.tape import Tape
+from mhf_compile.tape.values import Op, Value
 
 FINAL = frozenset(["silu", "gelu", "gelu_tanh", "relu_squared", "identity"])
 """Activations that are no part of another one."""

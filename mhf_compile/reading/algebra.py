@@ -8,7 +8,7 @@ from fractions import Fraction
 from mhf_compile import notation
 from mhf_compile.notation import Axes, Axis, Func, Index, Leaf, Term, Unreadable
 from mhf_compile.reading.entries import Indices, dimension, entry, inverse, multiply, scalar, times
-from mhf_compile.tape.tape import Op, Value
+from mhf_compile.tape.values import Op, Value
 
 POWERS = (1, 2, 3, 4)
 """The powers that are read as products."""

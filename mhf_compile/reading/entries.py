@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from mhf_compile.notation import Axes, Index, Leaf, Term, Unreadable
-from mhf_compile.tape.tape import Op, Value
+from mhf_compile.tape.values import Op, Value
 
 Indices = tuple[Index, ...]
 

@@ -8,7 +8,7 @@ import torch
 
 from mhf_compile.notation import Axes, Func, Leaf, Term, Unreadable
 from mhf_compile.reading.entries import Indices, dimension, entry, scalar, times
-from mhf_compile.tape.tape import Op, Value
+from mhf_compile.tape.values import Op, Value
 
 
 def zeros(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mhf_compile import notation
 from mhf_compile.notation import Axes, Axis, Delta, Index, Leaf, Size, Term, Unreadable
 from mhf_compile.reading.entries import Indices, dimension
-from mhf_compile.tape.tape import Op, Value
+from mhf_compile.tape.values import Op, Value
 
 
 def join(op: Op, out: int, index: Indices, axes: Axes, stacked: bool = False) -> list[Term]:

@@ -14,7 +14,7 @@ from typing import Any
 from mhf_compile import notation
 from mhf_compile.notation import Axes, Index, Leaf, Term, Unreadable
 from mhf_compile.reading.entries import Indices, dimension, entry
-from mhf_compile.tape.tape import Op, Value
+from mhf_compile.tape.values import Op, Value
 
 PIECE_LIMIT = 512
 """A tensor written to piece by piece is read where it has at most so many pieces."""

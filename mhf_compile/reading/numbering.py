@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mhf_compile.reading.rules import RULES
-from mhf_compile.tape.recorder import repr_slices
-from mhf_compile.tape.tape import Tape, Value, convert
+from mhf_compile.tape.tape import Tape
+from mhf_compile.tape.values import Value, convert, hashable
 
 
 class ValueNumbering:
@@ -23,7 +23,7 @@ class ValueNumbering:
             if op is None or op.random or op.name not in RULES:
                 self.first[value] = value
                 continue
-            arguments = repr_slices(convert((op.args, tuple(op.kwargs.items())), self._named))
+            arguments = hashable(convert((op.args, tuple(op.kwargs.items())), self._named))
             key = op.name, value.output, arguments, value.shape, value.dtype, value.requires_grad
             self.first[value] = made.setdefault(key, value)
 

@@ -18,7 +18,7 @@ from mhf_compile.notation import Axes, Axis, Delta, Factor, Func, Index, Leaf, T
 from mhf_compile.notation.fold import fold
 from mhf_compile.reading.entries import Indices, multiply
 from mhf_compile.reading.rules import RULES, Kind, Rule
-from mhf_compile.tape.tape import Op, Value
+from mhf_compile.tape.values import Op, Value
 
 DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 """The dtypes between which a cast is the identity; integers and float8 round what they hold."""

@@ -13,7 +13,7 @@ from functools import partial
 from mhf_compile.notation import Axes, Term, Unreadable
 from mhf_compile.reading import algebra, functions, joins, moves
 from mhf_compile.reading.entries import Indices, Reading
-from mhf_compile.tape.tape import Op, Value
+from mhf_compile.tape.values import Op, Value
 
 
 class Kind(enum.Enum):

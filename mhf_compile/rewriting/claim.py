@@ -10,7 +10,7 @@ from mhf_compile.notation import Axis, Index, Leaf, Term
 from mhf_compile.notation.fold import Stacked
 from mhf_compile.rewriting.region import Region, joined
 from mhf_compile.rewriting.replay import computed_alike
-from mhf_compile.tape.tape import Op, Value, convert
+from mhf_compile.tape.values import Op, Value, convert
 
 
 def claim(match: Match, region: Region) -> object:

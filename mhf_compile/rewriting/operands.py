@@ -20,7 +20,7 @@ from mhf_compile.matching.reasons import NoMatch
 from mhf_compile.matching.unify import Operand
 from mhf_compile.notation import Axis, Index, Leaf, Size
 from mhf_compile.notation.fold import Stacked
-from mhf_compile.tape.tape import Value
+from mhf_compile.tape.values import Value
 
 T = TypeVar("T")
 

@@ -41,7 +41,7 @@ from mhf_compile.rewriting.region import Region, joined
 from mhf_compile.rewriting.replay import PRODUCTS, Replay, ReplayError, Zeros
 from mhf_compile.tape.recorder import record_function
 from mhf_compile.tape.source import source_of
-from mhf_compile.tape.tape import Value
+from mhf_compile.tape.values import Value
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from mhf_compile.patterns.pattern import Purpose
 from mhf_compile.rewriting.region import Region
 from mhf_compile.tape.operations import CREATIONS
 from mhf_compile.tape.source import source_of
-from mhf_compile.tape.tape import Op, State, Value
+from mhf_compile.tape.values import Op, State, Value
 
 
 def check(region: Region) -> None:

@@ -10,7 +10,8 @@ from mhf_compile import notation
 from mhf_compile.matching.match import Match
 from mhf_compile.notation.fold import parts
 from mhf_compile.reading.rules import ALGEBRA, RULES, Kind
-from mhf_compile.tape.tape import Storage, Tape, Value
+from mhf_compile.tape.tape import Tape
+from mhf_compile.tape.values import Storage, Value
 
 NARROW = ALGEBRA | {Kind.MOVE, Kind.JOIN, Kind.CONSTANT}
 """By these an operand may be computed of leaves: its entries are no wider than theirs."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mhf_compile.rewriting.field import CHUNK, PRIME, inverse, matmul, number, rational, table
-from mhf_compile.tape.tape import Op, Value, convert
+from mhf_compile.tape.values import Op, Value, convert
 
 T = TypeVar("T")
 

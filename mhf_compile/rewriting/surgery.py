@@ -19,7 +19,8 @@ from mhf_compile.notation import Axis
 from mhf_compile.rewriting.operands import Builder
 from mhf_compile.rewriting.region import Region
 from mhf_compile.tape.recorder import fake_mode_of
-from mhf_compile.tape.tape import Op, Scope, Tape, Value, convert
+from mhf_compile.tape.tape import Tape
+from mhf_compile.tape.values import Op, Scope, Value, convert
 
 
 class Surgeon:

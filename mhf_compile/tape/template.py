@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from mhf_compile.tape.tape import Handle, Op, State, Storage, Tape, Value, convert
+from mhf_compile.tape.tape import Tape
+from mhf_compile.tape.values import Handle, Op, State, Storage, Value, convert
 
 
 @dataclass(frozen=True)

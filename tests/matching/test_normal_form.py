@@ -16,7 +16,8 @@ from mhf_compile.notation import Func, Index, Leaf, Term, leaves
 from mhf_compile.notation.fold import Stacked
 from mhf_compile.reading.activations import Activations
 from mhf_compile.reading.reader import Reader
-from mhf_compile.tape.tape import Tape, Value
+from mhf_compile.tape.tape import Tape
+from mhf_compile.tape.values import Value
 from tests.evaluate import Program, check, program
 
 N, D, W, O = 2, 3, 4, 2  # noqa: E741

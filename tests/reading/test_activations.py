@@ -17,7 +17,7 @@ from mhf_compile.reading.activations import Activations
 from mhf_compile.reading.expression import Known
 from mhf_compile.reading.reader import Reader, entry_axes
 from mhf_compile.tape.recorder import record_function
-from mhf_compile.tape.tape import Value
+from mhf_compile.tape.values import Value
 
 Function = Callable[..., Tensor]
 

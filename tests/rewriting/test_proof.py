@@ -28,7 +28,7 @@ from mhf_compile.rewriting import proof as prove
 from mhf_compile.rewriting.claim import claim
 from mhf_compile.rewriting.region import Region
 from mhf_compile.tape.recorder import record
-from mhf_compile.tape.tape import Op
+from mhf_compile.tape.values import Op
 from tests.programs import BY_NAME, SPELLINGS, Spelling
 
 P = field.PRIME

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from mhf_compile.reading.reader import Reader
 from mhf_compile.tape.recorder import fake_mode_of, record, record_function
-from mhf_compile.tape.tape import Tape, Value
+from mhf_compile.tape.tape import Tape
+from mhf_compile.tape.values import Value
 from tests.evaluate import Unknown, replay
 
 
