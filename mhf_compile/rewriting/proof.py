@@ -134,7 +134,7 @@ class _Replay:
         self,
         shape: Callable[[Value], tuple[int, ...]],
         known: Mapping[Value, Tensor],
-        numbering: Callable[[Value, Value], bool],
+        numbering: ValueNumbering,
     ) -> None:
         self.shape = shape
         self.numbering = numbering
