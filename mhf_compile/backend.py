@@ -6,25 +6,23 @@ import gc
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import fx
 from torch._dynamo.backends import registry
 from torch._logging._internal import trace_structured_artifact
 
-from mhf_compile.ambient import put_aside
-from mhf_compile.errors import NotRewritten, OptionError
-from mhf_compile.kernels.source import source_hash
+from mhf_compile.errors import NotRewritten
+from mhf_compile.inner import inner_compiler
 from mhf_compile.options import Options, parse
 from mhf_compile.report.describe import miss_of, rewrite_of
+from mhf_compile.report.notes import notes_of
 from mhf_compile.report.report import Report
 from mhf_compile.rewriting.plan import carry_out, plan
 from mhf_compile.rewriting.surgery import undoable
+from mhf_compile.tape.ambient import put_aside
 from mhf_compile.tape.recorder import record
 
 log = logging.getLogger(__name__)
@@ -121,25 +119,6 @@ def tell(report: Report) -> None:
     trace_structured_artifact("flashmhf_rewrites", "json", report.to_json)
 
 
-SPLIT = (
-    "DistributedDataParallel's gradient buckets cut this model's graph into pieces, and a feed-forward that "
-    "is cut apart is not found; torch._dynamo.config.optimize_ddp = False keeps it whole (a larger "
-    "bucket_cap_mb only cuts in fewer places)"
-)
-
-
-def is_piece() -> bool:
-    """Whether Dynamo's DDPOptimizer split the graph that is being compiled: then it compiles each piece."""
-    context = torch._guards.TracingContext.try_get()
-    return context is not None and context.ddp_optimizer_ctx is not None
-
-
-@cache
-def warn_of_split() -> None:
-    """Warn of it, once a process."""
-    log.warning("%s", SPLIT)
-
-
 _lock = threading.RLock()
 
 
@@ -175,67 +154,6 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
             for rewrite in [rewrite_of(one.match, one.region, one.proof)] * one.match.uses
         ]
         misses = [miss for one in (*left, *failed) for miss in [miss_of(one)] * one.uses]
-        notes: tuple[str, ...] = ()
-        if misses and is_piece():  # what is cut apart leaves a miss
-            notes = (SPLIT,)
-            warn_of_split()
-        report = Report(tuple(rewrites), tuple(misses), notes)
+        report = Report(tuple(rewrites), tuple(misses), notes_of(misses))
         tell(report)
     return report
-
-
-def inner_compiler(inner: str, kwargs: dict[str, Any]) -> Callable[[fx.GraphModule, Sequence[Any]], Any]:
-    """The compiler of rewritten graphs, with its mode and options.
-
-    Raises:
-        OptionError: it does not take them, as far as that can be told of it.
-    """
-    given = [f"{name} {value!r}" for name, value in kwargs.items() if name in ("mode", "options")]
-    if inner in ("eager", "aot_eager") and given:
-        raise OptionError(f"flashmhf.inner is {inner!r}, which takes no mode or options: {', '.join(given)}")
-    if inner == "eager":
-        return lambda module, inputs: module  # the minifier asks for a GraphModule
-    if inner == "inductor":
-        return _inductor(kwargs.get("mode"), kwargs.get("options"))
-
-    def compile_with(module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
-        other: Any = torch._dynamo.lookup_backend(inner)
-        with _keyed():
-            return other(module, inputs, **kwargs)
-
-    return compile_with
-
-
-def _inductor(mode: str | None, options: Mapping[str, Any] | None) -> Callable[..., Any]:
-    try:
-        config_patches = torch._TorchCompileInductorWrapper(mode, options, None).config
-    except RuntimeError as error:
-        raise OptionError(str(error)) from None
-
-    def compile_with(module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
-        from torch._inductor import compile_fx
-
-        with _keyed() as key:  # the backward is compiled when it first runs, and its key made then
-            inner_compile = key(compile_fx.compile_fx_inner)
-            return compile_fx.compile_fx(
-                module, list(inputs), inner_compile=inner_compile, config_patches=config_patches
-            )
-
-    return compile_with
-
-
-@contextmanager
-def _keyed() -> Iterator[Callable[..., Any]]:
-    """Have the package in the keys of the compilers' caches; gives what does so in a function called later.
-
-    Without it they would serve graphs compiled for the ops of an older version.
-    """
-    tag = f"{torch.compiler.config.cache_key_tag} {package_hash()}"
-    patch = torch.compiler.config.patch(cache_key_tag=tag)  # type: ignore[attr-defined]
-    with patch:
-        yield patch
-
-
-def package_hash() -> str:
-    """A hash of this package's sources."""
-    return f"mhf_compile-{source_hash(Path(__file__).parent)}"

@@ -28,7 +28,9 @@ from torch.nn import functional
 
 import mhf_compile
 from mhf_compile import backend
+from mhf_compile import inner as inner_compilers
 from mhf_compile.errors import FlashMHFError, NotRewritten, OptionError
+from mhf_compile.inner import package_hash
 from mhf_compile.kernels.source import source_hash
 from mhf_compile.rewriting import plan
 from mhf_compile.tape.recorder import fake_mode_of
@@ -435,20 +437,20 @@ def test_the_cache_key_carries_the_package(error: bool) -> None:
         torch.compile(lambda x: x + 1, backend="flashmhf", options={"flashmhf.inner": "spy"})(torch.ones(2))
         assert torch.compiler.config.cache_key_tag == "the user's own"
     (tag,) = tags
-    assert tag.split() == ["the", "user's", "own", backend.package_hash()]
+    assert tag.split() == ["the", "user's", "own", package_hash()]
 
 
 def test_the_hash_changes_with_any_source(tmp_path: Path) -> None:
     package = shutil.copytree(Path(backend.__file__).parent, tmp_path / "mhf_compile")
 
     def digest() -> str:
-        with mock.patch.object(backend, "__file__", str(package / "backend.py")):
+        with mock.patch.object(inner_compilers, "__file__", str(package / "inner.py")):
             source_hash.cache_clear()
-            return backend.package_hash()
+            return package_hash()
 
-    assert digest() == backend.package_hash()
+    assert digest() == package_hash()
     seen = {digest()}
-    for name in ("kernels/flash_mhf/blocked.py", "patterns/flash_mhf.py", "read.py"):
+    for name in ("kernels/flash_mhf/blocked.py", "patterns/flash_mhf.py", "reading/reader.py"):
         with (package / name).open("a") as file:
             file.write("\n# changed\n")
         seen.add(digest())

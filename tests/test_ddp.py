@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import mhf_compile
 from mhf_compile import backend
+from mhf_compile.report import notes
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 
@@ -34,7 +35,7 @@ class Heads(nn.Module):
 @pytest.fixture(autouse=True)
 def group() -> Iterator[None]:
     torch._dynamo.reset()
-    backend.warn_of_split.cache_clear()
+    notes.warn_of_split.cache_clear()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -59,13 +60,13 @@ def test_a_network_that_is_cut_apart(caplog: pytest.LogCaptureFixture) -> None:
     assert sum(len(report.rewrites) for report in found) == 0
     cut = [report for report in found if report.misses]
     assert [len(report.misses) for report in cut] == [1, 1]
-    assert [report.notes for report in found] == [(backend.SPLIT,) * bool(report.misses) for report in found]
+    assert [report.notes for report in found] == [(notes.SPLIT,) * bool(report.misses) for report in found]
     assert "torch._dynamo.config.optimize_ddp = False" in str(cut[0])
     warnings = [record.getMessage() for record in caplog.records if record.name.startswith("mhf_compile")]
-    assert warnings == [backend.SPLIT]  # once, for two networks
+    assert warnings == [notes.SPLIT]  # once, for two networks
 
     explained = mhf_compile.explain(model, query())
-    assert explained.notes == (backend.SPLIT,)
+    assert explained.notes == (notes.SPLIT,)
     assert [miss.module for miss in explained.misses] == ["module.0", "module.1"]
 
 

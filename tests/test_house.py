@@ -24,7 +24,9 @@ ROOMS = (
     "matching",
     "rewriting",
     "report",
+    "inner",
     "backend",
+    "graphs",
     "api",
     "mhf_compile",  # what the package shows
     "models",
