@@ -19,6 +19,7 @@ from mhf_compile.graphs import Exported, copied_module, give_examples, take_exam
 from mhf_compile.options import PREFIX, Options, parse
 from mhf_compile.report.modules import ModulePaths
 from mhf_compile.report.report import Report
+from mhf_compile.tape.ambient import put_aside
 
 
 def explain(
@@ -140,7 +141,8 @@ def rewrite(
 
     Args:
         program: a graph from Dynamo, ``torch.fx.symbolic_trace`` or ``ExportedProgram.module()``, or an
-            ``ExportedProgram``; it is not changed.
+            ``ExportedProgram``; it is not changed. Modules that a graph calls are taken to stay in the mode,
+            of training or evaluation, that they are in.
         example_inputs: inputs of the graph, for their shapes and dtypes. What has been exported knows them.
         **options: the backend's options without their prefix, such as ``prove="always"``.
 
@@ -163,14 +165,16 @@ def rewrite(
             f"{type(program).__name__}; "
             'to rewrite what a model runs, compile it: torch.compile(model, backend="flashmhf")'
         )
-    result = copied_module(program)
-    give_examples(result, example_inputs)
-    report = analyse(result, ours)
-    take_examples_back(result, program)
+    with put_aside():
+        result = copied_module(program)
+        give_examples(result, example_inputs)
+        report = analyse(result, ours)
+        take_examples_back(result, program)
     return result, report
 
 
 def _rewrite_exported(program: ExportedProgram, options: Options) -> tuple[ExportedProgram, Report]:
-    exported = Exported(program)
-    report = analyse(exported.module, options)
-    return exported.rewritten() if report.rewrites else program, report
+    with put_aside():
+        exported = Exported(program)
+        report = analyse(exported.module, options)
+        return exported.rewritten() if report.rewrites else program, report

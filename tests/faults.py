@@ -24,7 +24,8 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import checkpoint
 
-from mhf_compile import api, backend
+from mhf_compile import backend
+from mhf_compile.graphs import copied_module
 from mhf_compile.matching import linearity
 from mhf_compile.matching import normal_form as normal
 from mhf_compile.matching import search as match
@@ -173,7 +174,7 @@ def captured(function: Callable[..., Any], given: Sequence[Tensor]) -> tuple[fx.
     found: list[tuple[fx.GraphModule, list[Any]]] = []
 
     def keep(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
-        found.append((api._copied(module), list(inputs)))
+        found.append((copied_module(module), list(inputs)))
         return module
 
     torch._dynamo.reset()
@@ -213,7 +214,7 @@ STAGES: dict[str, tuple[object, str]] = {
     "a node is added": (surgery._Emitter, "call"),
     "redirect": (surgery.Surgeon, "_redirect"),
     "erase": (surgery.Surgeon, "_erase"),
-    "describe": (backend, "describe"),
+    "describe": (backend, "rewrite_of"),
     "finish": (surgery.Surgeon, "finish"),
     "log": (backend.log, "info"),
     "json": (Report, "to_json"),

@@ -136,7 +136,7 @@ def test_explain_with_options() -> None:
 
 def test_what_the_op_cannot_run_on_is_a_miss() -> None:
     reason = "the op has no kernels for a GPU"
-    with mock.patch("mhf_compile.rewriting.region.unsupported", lambda device, dtype: reason):
+    with mock.patch("mhf_compile.rewriting.refusals.unsupported", lambda device, dtype: reason):
         (miss,) = mhf_compile.explain(Network(), query()).misses
     assert miss.reason == reason
 

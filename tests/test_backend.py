@@ -235,7 +235,7 @@ STAGES: dict[str, Callable[[], Any]] = {
     "second replacement, result redirected": lambda: mock.patch.object(
         SURGEON, "_erase", fails_the_second_time(SURGEON._erase)
     ),
-    "describe": lambda: mock.patch.object(backend, "describe", fails),
+    "describe": lambda: mock.patch.object(backend, "rewrite_of", fails),
     "finish": lambda: mock.patch.object(SURGEON, "finish", fails),
 }
 

@@ -15,7 +15,8 @@ import torch
 from torch import fx
 
 import mhf_compile
-from mhf_compile import api, backend
+from mhf_compile import backend
+from mhf_compile.graphs import copied_module
 from mhf_compile.options import parse
 from mhf_compile.report.report import Report
 from tests.comparison import counted_calls
@@ -50,7 +51,7 @@ def compiled() -> tuple[fx.GraphModule, list[Any]]:
 
 @pytest.fixture
 def graph(compiled: tuple[fx.GraphModule, list[Any]]) -> fx.GraphModule:
-    return api._copied(compiled[0])
+    return copied_module(compiled[0])
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def calls(compiled: tuple[fx.GraphModule, list[Any]]) -> dict[str, int]:
         with ExitStack() as stack:
             for stage in stages:
                 stack.enter_context(watched(stage, partial(counted.__setitem__, stage)))
-            backend.flashmhf(api._copied(compiled[0]), compiled[1], options=STRICT)
+            backend.flashmhf(copied_module(compiled[0]), compiled[1], options=STRICT)
     return counted
 
 

@@ -24,7 +24,8 @@ from torch.nn import attention, functional
 from torch.utils.checkpoint import checkpoint
 
 import mhf_compile
-from mhf_compile import api, backend
+from mhf_compile import backend
+from mhf_compile.graphs import copied_module
 from mhf_compile.report.report import Report
 from mhf_compile.tape.recorder import record
 from mhf_compile.tape.tape import Tape
@@ -53,7 +54,7 @@ def compiled() -> tuple[fx.GraphModule, list[Any]]:
 
 @pytest.fixture
 def graph(compiled: tuple[fx.GraphModule, list[Any]]) -> fx.GraphModule:
-    return api._copied(compiled[0])
+    return copied_module(compiled[0])
 
 
 @pytest.fixture

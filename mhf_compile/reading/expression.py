@@ -157,7 +157,8 @@ def _magnitude(expression: Expression, x: torch.Tensor) -> torch.Tensor:
 def _points(expression: Expression) -> tuple[torch.Tensor, torch.Tensor]:
     """Points to compare an expression with functions at, and at which of them to compare slopes as well."""
     grid = torch.linspace(-6, 6, 49, dtype=torch.float64, device="cpu")
-    far = 2 ** torch.cat([torch.arange(3, 7, 0.25), torch.arange(7, 341)]).double().cpu()
+    powers = [*(3 + quarter / 4 for quarter in range(16)), *range(7, 341)]
+    far = 2 ** torch.tensor(powers, dtype=torch.float64, device="cpu")
     points = torch.cat([grid, grid * 0.9173, far, -far])
     changes = _changes(expression, points)
     points = torch.cat([points, _around(changes)])

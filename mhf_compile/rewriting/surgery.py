@@ -126,6 +126,8 @@ class Surgeon:
         """Give the result to everything that used the root's tensor after it was complete."""
         scope = match.scope
         for node in match.root.handle.nodes_in(scope):
+            if node.op == "call_module" and node not in self.tape.issued:
+                continue  # it gives its argument back in this mode, as dropout does, and not in the other
             self.replaced[node] = result
             for user in list(node.users):
                 if scope.order.get(user, -1) > position:

@@ -84,7 +84,7 @@ def test_all_that_is_reported_is_shown() -> None:
             for field in fields(Rewrite)
             if field.name not in ("pattern", "saved_bytes", "notation")
         ),
-        "ot=qt",
+        "ot= qt",
         "1 of 2",
         "3.5 MiB",
         "model.py:40",
