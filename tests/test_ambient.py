@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
+import mhf_compile
 from tests.fuzz import ambient
 from tests.fuzz.ambient import OPTIONS, Ambient, logged, what_works_under_another_backend_works_under_this_one
 from tests.fuzz.property import Property
@@ -85,3 +86,4 @@ def test_sizes_that_only_the_data_tell(program: Callable[..., Tensor]) -> None:
         found = torch.compile(program, backend="flashmhf", options=OPTIONS)(x, sizes, *weights)
     torch.testing.assert_close(found, program(x, sizes, *weights), rtol=1e-4, atol=1e-4)
     assert [record.getMessage() for record in records] == []
+    assert any(report.rewrites or report.misses for report in mhf_compile.last_reports())

@@ -97,6 +97,9 @@ def nearest(anchor: Value, failed: Sequence[NoMatch], stopped: NoMatch | None, l
         return NoMatch(f"it is inside a transform of torch.func ({transforms[0]})")
     if anchor.op.scope is not None and anchor.op.scope.inside:
         return NoMatch(f"it is inside {anchor.op.scope.inside}")
+    if not anchor.plain:
+        subclass = type(anchor.handle.tensor).__name__
+        return NoMatch(f"it is computed on a {subclass}, a tensor subclass with operations of its own", anchor)
     if failed:  # a refusal before others; of equals the smallest candidate's
         told = failed[::-1] if stopped is None else [*failed[::-1], stopped]
         return max(told, key=lambda error: (isinstance(error, Refusal), error.progress))

@@ -18,7 +18,10 @@ def size_of(size: object) -> Size:
     """A Python int, ``torch.SymInt`` or sympy expression as a Size."""
     if isinstance(size, int):
         return size
-    expression = sympy.sympify(getattr(getattr(size, "node", None), "expr", size))
+    node = getattr(size, "node", None)
+    if node is not None and not hasattr(node, "expr"):  # of jagged rows, which have a length each
+        return sympy.Symbol(str(size), integer=True, nonnegative=True)
+    expression = sympy.sympify(node.expr if node is not None else size)
     return int(expression) if expression.is_Integer else expression
 
 

@@ -114,7 +114,11 @@ class Activations:
         return kind is Kind.CONTRACT or linear
 
     def _foreign(self, value: Value, op: Op) -> None:
-        """Note an elementwise operation that no rule reads, on a score: it is none that the op knows."""
+        """Note an elementwise operation that no rule reads: on a score, or an activation of a subclass."""
+        known = RULES.get(op.name)
+        if known is not None and known.kind is Kind.FUNCTION and not (known.is_part or value.plain):
+            self.anchors[value] = op.name
+            return
         tagged = op.func is not None and torch.Tag.pointwise in op.func.tags
         pointwise = tagged or op.name == "_prelu_kernel"  # which PyTorch does not tag
         scores = [v for v in op.inputs if v in self._scores and v.shape == value.shape]

@@ -200,7 +200,7 @@ class Interpreter:
                 number = first.setdefault(self.tape.handle(item), len(first))
                 return number, tuple(map(size_of, sizes)), item.dtype, item.device, is_plain(item)
             if isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-                return type(item), item.node.expr
+                return type(item), getattr(item.node, "expr", str(item))
             return type(item), repr(item)
 
         state = self.recorder.state()
