@@ -99,7 +99,9 @@ def nearest(anchor: Value, failed: Sequence[NoMatch], stopped: NoMatch | None, l
         return NoMatch(f"it is inside {anchor.op.scope.inside}")
     if not anchor.plain:
         subclass = type(anchor.handle.tensor).__name__
-        return NoMatch(f"it is computed on a {subclass}, a tensor subclass with operations of its own", anchor)
+        return NoMatch(
+            f"it is computed on a {subclass}, a tensor subclass that has its own operations", anchor
+        )
     if failed:  # a refusal before others; of equals the smallest candidate's
         told = failed[::-1] if stopped is None else [*failed[::-1], stopped]
         return max(told, key=lambda error: (isinstance(error, Refusal), error.progress))
