@@ -55,5 +55,5 @@ def load(path: Path) -> Regression:
     text = path.read_text()
     exec(compile(text, str(path), "exec"), module.__dict__)
     property_ = next(p for p in PROPERTIES if p.name == module.PROPERTY)
-    example = module.EXAMPLE if hasattr(module, "EXAMPLE") else programs.Kept(text, module.CLAIMS)
+    example = module.EXAMPLE if hasattr(module, "EXAMPLE") else Kept(text, module.CLAIMS)
     return Regression(property_, example, getattr(module, "GAP", ""))
