@@ -45,7 +45,6 @@ LONGEST = 400
 """Lines of a file."""
 
 TABLES = {
-    "mhf_compile/reading/rules.py": "a row for each ATen op",
     "tests/edits.py": "a row for each edit",
     "tests/fuzz/planted.py": "a row for each fault",
     "tests/near_misses.py": "a program for each near miss",

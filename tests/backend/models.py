@@ -1,4 +1,4 @@
-"""Models that are compiled, with and without a feed-forward to rewrite, and ways to let a compiler fail."""
+"""Models that are compiled, with and without a feed-forward to rewrite, and a compiler with a name."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from torch._dynamo.backends import registry
 from torch.nn import functional
 
 from tests.programs import BY_NAME
-
-EAGER = {"flashmhf.inner": "eager"}
 
 
 @contextmanager
@@ -95,7 +93,3 @@ def two_layers(x: Tensor, *weights: Tensor) -> Tensor:
 
 def two_checkpoints(x: Tensor, *weights: Tensor) -> Tensor:
     return BY_NAME["checkpointed"].program(BY_NAME["checkpointed"].program(x, *weights), *weights)
-
-
-def fails(*args: Any, **kwargs: Any) -> Any:
-    raise ZeroDivisionError("planted")

@@ -21,11 +21,9 @@ from mhf_compile import backend
 from mhf_compile import inner as inner_compilers
 from mhf_compile.inner import package_hash
 from mhf_compile.kernels.source import source_hash
-from tests.backend.models import (
-    fails,
-    registered,
-)
+from tests.backend.models import registered
 from tests.comparison import counted_calls
+from tests.faults.planting import fails
 from tests.programs import BY_NAME
 
 

@@ -14,13 +14,9 @@ from torch import Tensor, fx
 import mhf_compile
 from mhf_compile import backend
 from mhf_compile.errors import FlashMHFError, NotRewritten, OptionError
-from tests.backend.models import (
-    EAGER,
-    Missed,
-    fails,
-    two_layers,
-)
+from tests.backend.models import Missed, two_layers
 from tests.comparison import compare
+from tests.faults.planting import EAGER, fails
 from tests.programs import BY_NAME
 
 

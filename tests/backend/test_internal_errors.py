@@ -16,13 +16,9 @@ from torch.nn import functional
 import mhf_compile
 from mhf_compile import backend
 from mhf_compile.rewriting import plan
-from tests.backend.models import (
-    EAGER,
-    fails,
-    two_checkpoints,
-    two_layers,
-)
+from tests.backend.models import two_checkpoints, two_layers
 from tests.comparison import counted_calls
+from tests.faults.planting import EAGER, fails
 from tests.programs import BY_NAME
 
 

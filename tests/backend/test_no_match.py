@@ -13,11 +13,7 @@ from torch._dynamo.utils import counters
 
 import mhf_compile
 from mhf_compile import backend
-from tests.backend.models import (
-    MODELS,
-    Missed,
-    registered,
-)
+from tests.backend.models import MODELS, Convolutions, Missed, Mlp, registered
 
 
 def described(module: fx.GraphModule) -> list[tuple[object, ...]]:

@@ -9,9 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.backend.models import (
-    EAGER,
-)
+from tests.faults.planting import EAGER
 from tests.programs import D, F, H
 
 

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from tests.fuzz import ambient, near, programs
+from tests.fuzz.counted import Kept
 from tests.fuzz.property import Example, Property
 from tests.kernels import properties as kernels
 
