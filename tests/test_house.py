@@ -38,7 +38,7 @@ ROOMS = (
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 """Imports (of a module, by a module) that may go up or around, each with the reason."""
 
-FLOORS, ARROWS = 12, 60
+FLOORS, ARROWS = 12, 52
 """At most so many rooms on the longest way down, and pairs of rooms of which one imports the other."""
 
 LONGEST = 400

@@ -253,7 +253,7 @@ FAULTS = (
         "proof",
         "all is proved, and a slice starts at 0",
         VALUES,
-        (Edit("rewriting.proof:_prove", " or not torch.equal(found, expected)", ""), START),
+        (Edit("rewriting.proof:_prove", " or not torch.equal(computed, expected)", ""), START),
     ),
     Fault(
         "proof",
