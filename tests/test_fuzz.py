@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import kept, programs
+from tests.fuzz.counted import COUNTS, Kept
 from tests.fuzz.property import Property
 
 
 @pytest.mark.parametrize("property_", programs.PROPERTIES, ids=lambda property_: property_.name)
 def test_holds(property_: Property, record_property: Callable[[str, object], None]) -> None:
-    programs.COUNTS.clear()
+    COUNTS.clear()
     property_.hold()
-    record_property("programs that were drawn", dict(programs.COUNTS))
+    record_property("programs that were drawn", dict(COUNTS))
 
 
 # -- programs that were kept --------------------------------------------------------------------------------
@@ -32,7 +33,7 @@ def test_holds_of_what_is_kept(path: Path, request: pytest.FixtureRequest) -> No
     regression.property.check(regression.example)
 
 
-MISSED = [p for p in KEPT if kept.load(p).gap and isinstance(kept.load(p).example, programs.Kept)]
+MISSED = [p for p in KEPT if kept.load(p).gap and isinstance(kept.load(p).example, Kept)]
 
 
 @pytest.mark.parametrize("path", MISSED, ids=lambda path: path.stem)

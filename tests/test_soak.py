@@ -17,7 +17,8 @@ from torch.nn.functional import silu
 import mhf_compile
 from mhf_compile.matching.reasons import NoMatch, Refusal
 from mhf_compile.reading import rules
-from tests.fuzz import coverage, kept, programs, soak
+from tests.fuzz import coverage, kept, soak
+from tests.fuzz.counted import Program
 from tests.fuzz.near import Near
 from tests.strategies.running import OPTIONS, compiled
 
@@ -68,7 +69,7 @@ def test_every_refusal_of_the_sources_is_known() -> None:
 # -- what is kept -------------------------------------------------------------------------------------------
 
 
-def no_relu(program: programs.Program) -> None:
+def no_relu(program: Program) -> None:
     assert "relu(gate)" not in program.text, "there is a relu"
 
 

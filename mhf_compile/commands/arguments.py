@@ -24,9 +24,9 @@ def device(text: str) -> str:
     Raises:
         argparse.ArgumentTypeError: it has no such device.
     """
-    found = ["cpu"]
+    devices = ["cpu"]
     if torch.cuda.is_available():
-        found += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    if text not in found:
-        raise argparse.ArgumentTypeError(f"must be one of {', '.join(found)} on this machine, not {text!r}")
+        devices += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if text not in devices:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(devices)} on this machine, not {text!r}")
     return text

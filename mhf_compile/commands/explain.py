@@ -69,8 +69,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             except OSError as error:
                 parser.exit(2, f"{parser.prog}: error: cannot write {options.html}: {error.strerror}\n")
         if len(report.rewrites) < options.require:
-            found = f"{len(report.rewrites)} of {len(report.rewrites) + len(report.misses)} were rewritten"
-            parser.exit(1, f"{parser.prog}: {found}, --require asks for {options.require}\n")
+            rewritten = (
+                f"{len(report.rewrites)} of {len(report.rewrites) + len(report.misses)} were rewritten"
+            )
+            parser.exit(1, f"{parser.prog}: {rewritten}, --require asks for {options.require}\n")
 
     parser.set_defaults(run=run)
 

@@ -73,12 +73,12 @@ def module_at(place: str) -> Any:
     if not path.is_file():
         raise SpecError(f"there is no file {place}")
     sys.path.insert(0, str(path.resolve().parent))
-    found = importlib.util.spec_from_file_location(path.stem, path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    found.loader.exec_module(module)
+    spec.loader.exec_module(module)
     return module
 
 

@@ -51,11 +51,11 @@ def counts(call: FusedCall, numbers: Sequence[int], block: int, few: int) -> lis
     These fill whole blocks, or not, by a multiple of 16, or not. Up to `few` tokens the kernels are others.
     A forward call is compiled for one token as well.
     """
-    found = [] if call.grad else [1]
+    tokens = [] if call.grad else [1]
     for number in numbers:
         even = few if number <= few else -(-number // block) * block
-        found += [number, even, even - 16, even - 1]
-    return list(dict.fromkeys(found))
+        tokens += [number, even, even - 16, even - 1]
+    return list(dict.fromkeys(tokens))
 
 
 @dataclass
@@ -212,17 +212,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         models = {name: layer(name, dtype or torch.bfloat16) for name in options.config}
         try:
             models |= {options.factory: made(options.factory)} if options.factory else {}
-            found = {name: fused_calls(*model, ours) for name, model in models.items()}
+            fused = {name: fused_calls(*model, ours) for name, model in models.items()}
         except (SpecError, UnknownSize) as error:
             stop(error)
-        for name, (calls, report) in found.items():
+        for name, (calls, report) in fused.items():
             if not calls:
                 print(report)
                 parser.exit(1, f"{parser.prog}: {name} has no fused call\n")
             print(f"{name}: {headline(report)}", flush=True)
         print(HEADING)
         tally = Tally()
-        for name, (calls, _) in found.items():
+        for name, (calls, _) in fused.items():
             numbers = options.tokens or ([TOKENS] if name in options.config else [])
             cast = [call if dtype is None else call.cast(dtype) for call in calls]
             if any(call.q.dtype not in allowed["cuda"] for call in cast):

@@ -153,8 +153,8 @@ def _prove(match: Match) -> str:
     )
     operands = {name: builder.operand(operand) for name, operand in match.unification.operands.items()}
     expected = builder.root(_formula(match, operands), match)
-    found = replay.tensors[match.root]
-    if found.shape != expected.shape or not torch.equal(found, expected):
+    computed = replay.tensors[match.root]
+    if computed.shape != expected.shape or not torch.equal(computed, expected):
         raise ProofFailed("the proof failed: the region does not compute the pattern's formula", match.root)
     return "exact" if tokens is None else f"exact, {tokens} tokens"
 

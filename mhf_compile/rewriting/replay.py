@@ -101,10 +101,10 @@ class Replay:
             return self._compute(value)
         if value not in self.tensors:
             twin = next((v for v in (*self.tensors, *self.pending) if computed_alike(v, value)), None)
-            found = None if twin is None else self._find(twin)
-            if found is None:
+            tensor = None if twin is None else self._find(twin)
+            if tensor is None:
                 return None
-            self.tensors[value] = found
+            self.tensors[value] = tensor
         return self.tensors[value]
 
     def _compute(self, value: Value) -> Tensor:
@@ -130,9 +130,9 @@ class Replay:
     def _get(self, argument: object) -> Tensor:
         """An argument in the field."""
         if isinstance(argument, Value):
-            found = self._find(argument)
-            assert found is not None
-            return found
+            tensor = self._find(argument)
+            assert tensor is not None
+            return tensor
         if not isinstance(argument, (int, float)) or not math.isfinite(argument):
             raise ReplayError(f"{argument} is no number")
         return torch.tensor(float(number(rational(argument))), dtype=torch.float64)
@@ -240,11 +240,11 @@ class Replay:
         dim = op.args[1] % len(shape) if len(op.args) > 1 else 0
         pieces = []
         for piece in op.args[0]:
-            found = self._find(piece)
-            if found is None and 0 not in piece.shape:
+            tensor = self._find(piece)
+            if tensor is None and 0 not in piece.shape:
                 own = (self.extent(piece.shape[dim]),) if op.name == "cat" else ()
-                found = self._unread((*shape[:dim], *own, *shape[dim + 1 :]))
-            pieces += [] if found is None else [found]
+                tensor = self._unread((*shape[:dim], *own, *shape[dim + 1 :]))
+            pieces += [] if tensor is None else [tensor]
         assert op.func is not None
         return _several(_fit(op.func, pieces, *op.args[1:]))[0]
 

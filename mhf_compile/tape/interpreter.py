@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mhf_compile.notation import size_of
 from mhf_compile.tape.tape import Tape
 from mhf_compile.tape.template import Template
-from mhf_compile.tape.values import Handle, Op, Scope, State, convert, describe, hashable, is_plain
+from mhf_compile.tape.values import Handle, Op, Scope, State, convert, describe, every, hashable, is_plain
 
 BODIES = ("tag_activation_checkpoint", "invoke_subgraph", "wrap")
 """Higher-order operations that run a graph once, as it stands: their bodies are recorded as well."""
@@ -63,7 +63,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if _is_composite(func) and all(map(is_plain, _flat_tensors((args, kwargs)))):
+        if _is_composite(func) and all(map(is_plain, every(torch.Tensor, (args, kwargs)))):
             with self:
                 return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
@@ -131,7 +131,7 @@ class Interpreter:
                 values[node] = next(remaining)
             elif node.op == "output":
                 result = fx.map_arg(node.args[0], lambda n: values[n])
-                scope.returned.update(self.tape.value(t) for t in _flat_tensors(result))
+                scope.returned.update(self.tape.value(t) for t in every(torch.Tensor, result))
             else:
                 values[node] = self.node(node, values, module)
             self.tape.bind(scope, node, values.get(node))
@@ -159,7 +159,7 @@ class Interpreter:
             return self.call_module(node, args, kwargs, module.get_submodule(target))
         if node.op == "call_method":
             target = _method(target)
-        given = list(_flat_tensors((args, kwargs)))
+        given = list(every(torch.Tensor, (args, kwargs)))
         if torch._C._functorch.get_dynamic_layer_stack_depth() or not all(map(is_plain, given)):
             return self.execute(target, args, kwargs)
         handles = [self.tape.handle(tensor) for tensor in given]
@@ -218,7 +218,7 @@ class Interpreter:
         name = getattr(node.target, "__name__", "")
         if name not in BODIES or len(bodies) != 1 or bodies[0] in recorded:
             if name == "triton_kernel_wrapper_mutation" or any(self.writes_outside(body) for body in bodies):
-                for tensor in _flat_tensors((args, kwargs)):
+                for tensor in every(torch.Tensor, (args, kwargs)):
                     self.tape.forget(self.tape.handle(tensor), self.recorder.state())
             if name == "autograd_function_apply":
                 bodies, name = bodies[:1], "custom autograd function"  # the forward
@@ -277,7 +277,7 @@ class Interpreter:
 
     def opaque(self, node: fx.Node, args: Any = (), example: Any = None) -> object:
         """A node's result as Dynamo saw it, with no meaning; what it was given counts as returned to it."""
-        given = tuple(self.tape.value(tensor) for tensor in _flat_tensors(args))
+        given = tuple(self.tape.value(tensor) for tensor in every(torch.Tensor, args))
         if self.recorder.scope is not None:
             self.recorder.scope.returned.update(given)
         op = Op(getattr(node.target, "__name__", str(node.target)), given, {}, self.recorder.state())
@@ -312,27 +312,17 @@ def _method(name: Any) -> Callable[..., Any]:
     return lambda item, *args, **kwargs: getattr(item, name)(*args, **kwargs)
 
 
-def _flat_tensors(structure: object) -> Iterator[torch.Tensor]:
-    if isinstance(structure, torch.Tensor):
-        yield structure
-    elif isinstance(structure, (tuple, list)):
-        for item in structure:
-            yield from _flat_tensors(item)
-    elif isinstance(structure, dict):
-        yield from _flat_tensors(tuple(structure.values()))
-
-
 def _is_in(op: Op, body: fx.GraphModule) -> bool:
     return op.scope is not None and op.scope.module is body
 
 
 def _unbacked(structure: object) -> set[sympy.Symbol]:
     """The symbols in a structure that stand for data."""
-    found: set[sympy.Symbol] = set()
+    symbols: set[sympy.Symbol] = set()
 
     def visit(item: object) -> None:
         if isinstance(item, (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)):
-            found.update(free_unbacked_symbols(item))
+            symbols.update(free_unbacked_symbols(item))
 
     convert(structure, visit)
-    return found
+    return symbols

@@ -112,8 +112,8 @@ class Tape:
 
     def handle(self, tensor: torch.Tensor) -> Handle:
         """The handle of a tensor; one that was never seen holds something from outside."""
-        found = self._handles.get(id(tensor))
-        return found[0] if found is not None else self.adopt(tensor, Handle(self._storage(tensor)))
+        entry = self._handles.get(id(tensor))
+        return entry[0] if entry is not None else self.adopt(tensor, Handle(self._storage(tensor)))
 
     def adopt(self, tensor: torch.Tensor, handle: Handle) -> Handle:
         """Let a handle stand for a tensor."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx
@@ -14,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from mhf_compile.notation import Size, size_of
 from mhf_compile.tape.source import is_named, path_of
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -74,7 +76,7 @@ class Op:
     """Every Value among the arguments."""
 
     def __post_init__(self) -> None:
-        self.inputs = tuple(tensors((self.args, self.kwargs)))
+        self.inputs = tuple(every(Value, (self.args, self.kwargs)))
         for value in self.inputs:
             value.users.append(self)
 
@@ -182,15 +184,15 @@ class Value:
         return ".".join(self.path)
 
 
-def tensors(structure: object) -> Iterator[Value]:
-    """Every Value in a structure of tuples, lists and dicts."""
-    if isinstance(structure, Value):
+def every(kind: type[T], structure: object) -> Iterator[T]:
+    """All objects of a kind in a structure of tuples, lists and dicts."""
+    if isinstance(structure, kind):
         yield structure
     elif isinstance(structure, (tuple, list)):
         for item in structure:
-            yield from tensors(item)
+            yield from every(kind, item)
     elif isinstance(structure, dict):
-        yield from tensors(tuple(structure.values()))
+        yield from every(kind, tuple(structure.values()))
 
 
 def convert(structure: Any, leaf: Callable[[Any], Any]) -> Any:

@@ -1,25 +1,22 @@
+"""The benchmark on a GPU: dry runs of all its stages, the units of work, the command line."""
+
 import contextlib
 import importlib
 import io
 import json
-import math
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import protocol as gpu_protocol
-from benchmarks.gpu import timing
-from benchmarks.gpu.goals import requirements
 from benchmarks.gpu.peers import SWIGLU_INDUCTOR, SWIGLU_LIGER
-from benchmarks.gpu.protocol import DRY, FULL, Lab, Shape
-from benchmarks.gpu.results import Decode, Errors, Memory, Results, Speed
-from benchmarks.gpu.summary import summary
-from benchmarks.gpu.timing import DeviceLost, Limits, Race, Task, Timing, WallClock, attempt, race
-from benchmarks.results import Spread
-from mhf_compile.models import CONFIGS, FlashMHF, SwiGLU
+from benchmarks.gpu.protocol import DRY, FULL, Lab
+from benchmarks.gpu.results import Errors, Results
+from benchmarks.gpu.timing import DeviceLost, WallClock
+from tests.benchmarks.made import memory
 
 PEERS = """
 import torch
@@ -268,203 +265,6 @@ def test_a_lost_device_ends_the_run_in_an_orderly_way(tmp_path, monkeypatch):
     status, output = run("--json", tmp_path / "lost.json")
     assert status == 1 and "failed  device: ValueError: launch" in output
     assert json.loads((tmp_path / "lost.json").read_text())["left_out"] == ["stage: 1"]
-
-
-class Scripted(WallClock):
-    """Says that each run took as long as it says itself, in seconds."""
-
-    def sample(self, task, host):
-        return task.run(task.prepare())
-
-
-def test_race_takes_turns_and_compares_round_by_round():
-    ran = []
-
-    def entrant(name, seconds):
-        return Task(lambda _: ran.append(name) or seconds)
-
-    found = race({"a": entrant("a", 3.0), "b": entrant("b", 2.0)}, Scripted(), Limits(4, 2, 60.0), "b")
-    assert "".join(ran) == "aaabbb" + "ab" + "ba" + "ab" + "ba"
-    assert found.timings["a"].seconds == Spread(3.0, 3.0, 3.0)
-    assert found.timings["a"].repeats == 4
-    assert found.over == {"a": Spread(1.5, 1.5, 1.5), "b": Spread(1.0, 1.0, 1.0)}
-
-
-def test_race_goes_on_without_one_that_fails_on_the_way():
-    calls = iter(range(100))
-
-    def dies(_):
-        if next(calls) > 4:
-            raise torch.OutOfMemoryError
-        return 1.0
-
-    found = race({"dies": Task(dies), "lives": Task(lambda _: 1.0)}, Scripted(), Limits(5, 2), "lives")
-    assert found.failures == {"dies": "out of memory"}
-    assert list(found.timings) == ["lives"] and found.timings["lives"].repeats == 5
-
-
-def test_what_is_too_slow_is_left_out_and_long_races_are_cut_to_the_least(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-
-    def takes(seconds):
-        def work(_):
-            now[0] += seconds
-            return seconds
-
-        return Task(work)
-
-    limits = Limits(repeats=30, least=10, seconds=6.0, slowest=20.0)
-    found = race({"slow": takes(3.0), "long": takes(1.0), "ours": takes(0.01)}, Scripted(), limits, "ours")
-    assert list(found.failures) == ["slow"] and "3.0 s" in found.failures["slow"]
-    assert {name: t.repeats for name, t in found.timings.items()} == {"long": 10, "ours": 10}
-    assert found.timings["long"].first == 1.0
-
-
-def test_attempt_says_the_type_and_the_first_line():
-    def fails(text):
-        raise ValueError(text)
-
-    assert attempt(WallClock(), fails, "one\ntwo").why == "ValueError: one"
-    assert attempt(WallClock(), fails, "").why == "ValueError"
-    assert attempt(WallClock(), abs, -1) == 1
-
-
-# Requirements, on results made by hand.
-
-
-def spread(seconds):
-    return Spread(seconds, seconds, seconds)
-
-
-def made_race(**seconds):
-    timings = {name: Timing(spread(s), 30, 0.0, 0) for name, s in seconds.items() if s is not None}
-    ours = seconds["flashmhf"]
-    over = {name: spread(t.seconds.median / ours) for name, t in timings.items()} if ours else {}
-    return Race(timings, over, {name: "failed" for name, s in seconds.items() if s is None})
-
-
-def memory(tokens, ours=10, theirs=60, failures=None):
-    peaks = {SWIGLU_INDUCTOR: theirs} if failures else {SWIGLU_INDUCTOR: theirs, "flashmhf": ours}
-    return Memory("layer", "370M", 128, tokens, peaks, dict.fromkeys(peaks, 5), failures or {})
-
-
-def errors(ours=1e-3, eager=1e-3, bit_equal=True):
-    found = {"eager": {"out": eager, "dq": eager}, "flashmhf": {"out": 1e-3, "dq": ours}}
-    return Errors("370M", 128, 17, "bfloat16", "normal", found, 1e-3, bit_equal, {})
-
-
-def decoded(seconds, weights=69_000_000):
-    race = made_race(flashmhf=seconds)
-    return Decode("1.3B", 128, 1, weights, weights, 4, 52_000_000, [], race, race)
-
-
-def judged(**found):
-    """Whether each requirement on a run of the 370M alone holds, by the beginning of its name."""
-    protocol = replace(FULL, sizes={"370M": CONFIGS["370M"]}, paper=("370M",))
-    results = Results({"bandwidth": 4e12}, {}, **found)
-    return {one.what: (one.holds, one.measured) for one in requirements(results, protocol)}
-
-
-def one_of(found, start):
-    (value,) = [value for what, value in found.items() if what.startswith(start)]
-    return value
-
-
-def test_nothing_measured_is_nothing_held():
-    assert all(value == (None, None) for value in judged().values())
-    assert len(judged()) == 7
-
-
-def shape(level="op", tokens=16384):
-    return Shape(level, "370M", CONFIGS["370M"], tokens)
-
-
-@pytest.mark.parametrize(
-    ("part", "seconds", "holds"),
-    [
-        ("forward", 480e-6, True),
-        ("forward", 520e-6, False),
-        ("forward", None, False),
-        ("backward", 1.9e-3, True),
-        ("backward", 2.1e-3, False),
-    ],
-)
-def test_rates(part, seconds, holds):
-    found = judged(speeds=[Speed.of(shape(), part, made_race(flashmhf=seconds))])
-    assert one_of(found, part)[0] is holds
-
-
-def test_flop_are_those_of_the_floors():
-    assert shape().flop("forward") / 790e12 == pytest.approx(359e-6, rel=0.01)
-    assert shape().flop("backward") / 790e12 == pytest.approx(957e-6, rel=0.01)
-    with torch.device("meta"):
-        layers = [SwiGLU(CONFIGS["370M"]), FlashMHF(CONFIGS["370M"])]
-    swiglu, ours = (sum(w.numel() for name, w in layer.named_parameters() if name != "router")
-                    for layer in layers)  # fmt: skip
-    assert shape("layer", 3).flop("forward") == 2 * 3 * swiglu
-    assert ours == pytest.approx(swiglu, rel=1e-3)
-
-
-def test_memory_is_judged_at_the_most_tokens():
-    assert one_of(judged(memories=[memory(4096, theirs=10), memory(65536)]), "peak") == (True, 6)
-    assert one_of(judged(memories=[memory(65536, ours=20)]), "peak") == (False, 3)
-    assert one_of(judged(memories=[memory(65536, ours=None)]), "peak") == (None, None)
-    assert one_of(judged(memories=[memory(65536, failures={"flashmhf": "failed"})]), "peak") == (False, 0)
-
-
-def test_bandwidth_is_judged_where_weights_do_not_fit_the_cache():
-    assert one_of(judged(decodes=[decoded(20e-6)]), "decode of 1.3B")[0]
-    assert not one_of(judged(decodes=[decoded(30e-6)]), "decode of 1.3B")[0]
-    assert not one_of(judged(decodes=[decoded(None)]), "decode of 1.3B")[0]
-    assert one_of(judged(decodes=[decoded(20e-6, weights=9_000_000)]), "decode, N 1")[0] is None
-
-
-def test_no_peer_may_be_faster_from_1k_tokens_on():
-    def at(tokens, level="op", **seconds):
-        return Speed.of(shape(level, tokens), "step", made_race(**seconds))
-
-    found = judged(
-        speeds=[
-            at(512, eager=1.0, flashmhf=9.0),
-            at(1024, eager=3.0, Inductor=1.9, flashmhf=2.0),
-            at(4096, eager=2.5, Inductor=None, flashmhf=2.0),
-            at(4096, "dense", eager=1.0, flashmhf=None),
-        ]
-    )
-    assert found["op: time of eager over ours, least at 370M, N 4096, step"] == (True, 1.25)
-    assert found["op: time of Inductor over ours, least at 370M, N 1024, step"] == (False, 0.95)
-    assert found["dense: time of eager over ours, least at 370M, N 4096, step"] == (False, 0)
-
-
-@pytest.mark.parametrize(
-    ("found", "holds"),
-    [
-        ([errors()], True),
-        ([errors(), errors(ours=3.1e-3)], False),
-        ([errors(ours=2.9e-3)], True),
-        ([errors(ours=math.nan), errors()], False),
-        ([errors(), replace(errors(), errors={"eager": {"out": 1e-3}})], False),
-    ],
-)
-def test_the_law_of_errors(found, holds):
-    assert one_of(judged(errors=found), "error")[0] is holds
-
-
-def test_summary_compares_with_the_fastest_peer():
-    slow, quick = (made_race(eager=3.0, Inductor=2.5, flashmhf=ours) for ours in (5.0, 2.0))
-    speeds = [
-        Speed.of(shape(tokens=tokens), "forward", race) for tokens, race in ((4096, slow), (1024, quick))
-    ]
-    lines = summary(Results({"bandwidth": 6.9e12}, {}, speeds=speeds, decodes=[decoded(20e-6)])).splitlines()
-    assert lines[0].split() == ["op", "forward,", "TFLOP/s", "N", "1024", "N", "4096"]
-    assert lines[2].split() == ["370M,", "fastest", "peer", "/", "ours", "1.25", "0.50"]
-    assert lines[-1].split() == ["1.3B", "50.00"]
-
-
-def test_bits_that_change_once_are_too_many():
-    assert one_of(judged(errors=[errors(), errors()]), "share of checks") == (True, 1)
-    assert one_of(judged(errors=[errors(), errors(bit_equal=False)]), "share of checks") == (False, 0.5)
 
 
 # The command line and the protocol.

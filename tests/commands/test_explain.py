@@ -7,14 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 import torch
 
-from mhf_compile.__main__ import main
+from tests.commands.running import Done, run_command
 
 SOURCE = """
 import torch
@@ -103,15 +103,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-@dataclass
-class Done:
-    """What the command wrote, and its exit status."""
-
-    stdout: str
-    stderr: str
-    status: int
-
-
 class Explain(Protocol):
     """Runs the command with some arguments."""
 
@@ -120,17 +111,7 @@ class Explain(Protocol):
 
 @pytest.fixture
 def explain(capsys: pytest.CaptureFixture[str]) -> Explain:
-    def run(*arguments: str) -> Done:
-        status: object = 0
-        try:
-            main(["explain", *arguments])
-        except SystemExit as error:
-            status = error.code
-        written = capsys.readouterr()
-        assert isinstance(status, int)
-        return Done(written.out, written.err, status)
-
-    return run
+    return partial(run_command, capsys, "explain")
 
 
 def test_the_table_and_the_page(folder: Path, explain: Explain) -> None:

@@ -4,16 +4,17 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from triton import knobs
 
-from mhf_compile.__main__ import main
 from mhf_compile.commands import precompile as precompile_command
 from mhf_compile.commands.calls import FusedCall, Layout
 from mhf_compile.commands.precompile import Tally, compile_all, counts
 from mhf_compile.kernels.flash_mhf import ahead, config
+from tests.commands.running import run_command
 
 SOURCE = """
 import torch
@@ -70,16 +71,7 @@ def folder(tmp_path, monkeypatch):
 def run(capsys):
     """Runs the command: what it printed, what it complained of, its status."""
 
-    def run(*arguments):
-        status = 0
-        try:
-            main(["precompile", *arguments])
-        except SystemExit as error:
-            status = error.code
-        written = capsys.readouterr()
-        return written.out, written.err, status
-
-    return run
+    return partial(run_command, capsys, "precompile")
 
 
 @pytest.fixture

@@ -3,15 +3,16 @@
 import errno
 import os
 import re
+from functools import partial
 
 import pytest
 import torch
 
-from mhf_compile.__main__ import main
 from mhf_compile.commands import tune as tune_command
 from mhf_compile.kernels.flash_mhf import config, launch, tune, tuned
 from mhf_compile.kernels.flash_mhf.config import Target, Tiles
 from mhf_compile.kernels.flash_mhf.tune import Trial
+from tests.commands.running import run_command
 
 GPU = Target("sm_90", 132, "GPU of a test")
 KEY = ("forward", 2, 128)
@@ -56,16 +57,7 @@ def gpu(monkeypatch):
 def run(capsys):
     """Runs the command: what it printed, what it complained of, its status."""
 
-    def run(*arguments):
-        status = 0
-        try:
-            main(["tune", *arguments])
-        except SystemExit as error:
-            status = error.code
-        written = capsys.readouterr()
-        return written.out, written.err, status
-
-    return run
+    return partial(run_command, capsys, "tune")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from tests.fuzz import ambient, near, programs
+from tests.fuzz.counted import Kept
 from tests.fuzz.property import Example, Property
 from tests.kernels import properties as kernels
 
@@ -55,5 +56,5 @@ def load(path: Path) -> Regression:
     text = path.read_text()
     exec(compile(text, str(path), "exec"), module.__dict__)
     property_ = next(p for p in PROPERTIES if p.name == module.PROPERTY)
-    example = module.EXAMPLE if hasattr(module, "EXAMPLE") else programs.Kept(text, module.CLAIMS)
+    example = module.EXAMPLE if hasattr(module, "EXAMPLE") else Kept(text, module.CLAIMS)
     return Regression(property_, example, getattr(module, "GAP", ""))

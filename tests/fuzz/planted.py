@@ -28,7 +28,7 @@ from mhf_compile.matching import search as match
 from mhf_compile.rewriting import proof as prove
 from tests.fuzz.kept import PROPERTIES
 from tests.fuzz.property import SUITE, Property
-from tests.kernels.properties import interpreter
+from tests.kernels.implementations import interpreter
 from tests.strategies.running import OPTIONS
 
 LIMIT = 200
@@ -253,7 +253,7 @@ FAULTS = (
         "proof",
         "all is proved, and a slice starts at 0",
         VALUES,
-        (Edit("rewriting.proof:_prove", " or not torch.equal(found, expected)", ""), START),
+        (Edit("rewriting.proof:_prove", " or not torch.equal(computed, expected)", ""), START),
     ),
     Fault(
         "proof",

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import pickle
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import torch
@@ -18,49 +17,11 @@ from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 from mhf_compile.backend import analyse, flashmhf
 from mhf_compile.options import parse
 from mhf_compile.rewriting import proof as prove
+from tests.fuzz.counted import COUNTS, Program, eps_of, run
 from tests.fuzz.property import Property
-from tests.strategies.choices import ROUTED_VALUES, Claims
+from tests.strategies.choices import ROUTED_VALUES
 from tests.strategies.draw import mutants, programs
-from tests.strategies.running import OPTIONS, Compiled, Outcome, check_equal, compiled, load, outcome, quiet
-
-COUNTS: Counter[str] = Counter()
-"""What was run, and what came of it."""
-
-
-class Program(Protocol):
-    """A program: its text, and what is so of it."""
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def claims(self) -> Claims: ...
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A program that was kept as a file."""
-
-    text: str
-    claims: Claims
-
-
-def run(program: Program, **how: Any) -> Compiled:
-    """Run a program, and count what comes of it."""
-    found = compiled(program.text, **how)
-    COUNTS["mutants" if program.claims.mutant else "right programs"] += 1
-    COUNTS["feed-forwards rewritten"] += found.rewrites
-    for reason in found.reasons:
-        COUNTS[f"refused: {re.sub(r'[a-z_]*_[0-9]+|[0-9]+', 'N', reason)[:90]}"] += 1
-    if program.claims.mutant and not found.rewrites and not found.reasons:
-        COUNTS["nothing found"] += 1
-    return found
-
-
-def eps_of(program: Program) -> float:
-    """The precision to which a program and what is compiled agree."""
-    return torch.finfo(getattr(torch, program.claims.rounds)).eps
-
+from tests.strategies.running import OPTIONS, Outcome, check_equal, load, outcome, quiet
 
 # -- right programs -----------------------------------------------------------------------------------------
 

@@ -26,8 +26,10 @@ import torch
 from hypothesis.errors import UnsatisfiedAssumption
 
 from tests.fuzz import ambient, coverage, near, programs
+from tests.fuzz.counted import COUNTS
 from tests.fuzz.kept import FOLDER, PROPERTIES, keep
 from tests.fuzz.property import FRESH, Property
+from tests.kernels import implementations
 from tests.kernels import properties as kernels
 
 AT_LEAST = 20
@@ -93,7 +95,7 @@ def hold(property_: Property, seed: int, end: float, folder: Path) -> Result:
             raise
         result.examples[property_.name] += 1
 
-    programs.COUNTS.clear()
+    COUNTS.clear()
     ambient.COUNTS.clear()
     with coverage.counting(result.fired), contextlib.suppress(TurnIsOver):
         try:
@@ -105,7 +107,7 @@ def hold(property_: Property, seed: int, end: float, folder: Path) -> Result:
             else:
                 path = keep(property_.name, example, f"{type(why).__name__}: {why}", folder)
                 result.failures.append(f"{path} (seed {seed})")
-    result.counts.update(programs.COUNTS)
+    result.counts.update(COUNTS)
     result.counts.update({f"in a drawn state: {what}": n for what, n in ambient.COUNTS.items()})
     return result
 
@@ -125,7 +127,7 @@ def work(number: int, seed: int, seconds: float, only: str, folder: Path, result
         results.put((number, f"{property_.name} (seed {seed_here})"))
         results.put((number, hold(property_, seed_here, min(now + TURN, start + seconds), folder)))
         had[property_] += time.time() - now
-    kernels.close()
+    implementations.close()
     results.put((number, None))
 
 

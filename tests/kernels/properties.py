@@ -1,31 +1,20 @@
-"""What holds of every call of the operator, in either implementation.
-
-The Triton kernels run in the interpreter, which is chosen when Triton is imported: it has its own process.
-"""
+"""What holds of every call of the operator, in either implementation."""
 
 from __future__ import annotations
 
-import functools
-import multiprocessing
-import os
-import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from mhf_compile.kernels.flash_mhf import blocked
 from mhf_compile.kernels.ops import flash_mhf
 from tests.fuzz.property import Property, assume
 from tests.kernels import battery
-from tests.kernels.battery import NAMES, formula, results
+from tests.kernels.battery import NAMES
+from tests.kernels.bounds import SINGLE, definition, exactly, gates, limits, roundings, smooth
 from tests.kernels.drawn import (
     BLOCKED,
     TRITON,
@@ -38,197 +27,7 @@ from tests.kernels.drawn import (
     various,
     whole,
 )
-
-SINGLE = torch.finfo(torch.float32)
-
-# -- what computes a call -----------------------------------------------------------------------------------
-
-
-@contextmanager
-def implementation(way: str) -> Iterator[Any]:
-    """A module, or what is like one, with `forward` and `backward`."""
-    if way == "blocked":
-        yield blocked
-    elif way == "small blocks":  # that end inside batches and inside sub-networks
-        with patch.object(blocked, "TOKENS", 5), patch.object(blocked, "block_limit", lambda: 5 * 6):
-            yield blocked
-    else:
-        from mhf_compile.kernels.flash_mhf import backward, config, forward
-
-        arch, _, in_chunks = way.partition(" ")
-        options = {"target": config.Target(arch, 8), "workspace": 0 if in_chunks else None}
-        worthwhile, least = (0, 5) if in_chunks else (config.WORTHWHILE, config.LEAST_CHUNK)
-        with patch.multiple(config, WORTHWHILE=worthwhile, LEAST_CHUNK=least):
-            yield SimpleNamespace(
-                forward=functools.partial(forward.forward, **options),
-                backward=functools.partial(backward.backward, **options),
-            )
-
-
-@functools.cache
-def interpreter() -> ProcessPoolExecutor:
-    """A process whose Triton is interpreted, and silent where its arithmetic overflows."""
-    silent = {"initializer": warnings.simplefilter, "initargs": ("ignore", RuntimeWarning)}
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), **silent)
-
-
-def close() -> None:
-    """End that process, if there is one: a process of multiprocessing's would wait for it."""
-    if interpreter.cache_info().currsize:
-        interpreter().shutdown()
-        interpreter.cache_clear()
-
-
-def placed(check: Callable[[Call], None]) -> Callable[[Call], None]:
-    """The check, in the process that has what computes the call."""
-
-    @functools.wraps(check)
-    def run(call: Call) -> None:
-        if call.way in BLOCKED or os.environ.get("TRITON_INTERPRET") == "1":
-            check(call)
-            return
-        try:
-            with patch.dict(os.environ, TRITON_INTERPRET="1"):
-                interpreter().submit(run, call).result()
-        except BrokenProcessPool:
-            interpreter.cache_clear()
-            raise
-
-    return run
-
-
-def computed(call: Call, operands: tuple[Tensor | None, ...], grad: Tensor) -> dict[str, Tensor]:
-    """The result and all gradients, by name."""
-    needs = [x is not None for x in operands]
-    with implementation(call.way) as kernels:
-        out = kernels.forward(*operands, *call.constants)
-        grads = kernels.backward(grad, *operands, *call.constants, needs)
-    return dict(zip(["out", *call.given], [out, *grads], strict=True))
-
-
-# -- what it should be --------------------------------------------------------------------------------------
-
-
-RELU: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
-    "relu_squared": lambda x: torch.relu(x) ** 2,
-}
-"""Torch's, whose slope is 0 at 0 and 1 at NaN; those of the battery's clamp are 1 and 0."""
-
-
-@contextmanager
-def definition(**activations: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """The formula of the battery, with these activations besides."""
-    with patch.dict(battery.ACTIVATIONS, {**RELU, **activations}):
-        yield
-
-
-def exactly(call: Call, operands: tuple[Tensor | None, ...], grad: Tensor) -> dict[str, Tensor]:
-    """The result and all gradients in float64, in which no product of float32 overflows or underflows."""
-    with definition():
-        found = results(formula, operands, grad, torch.float64, call.constants)
-    return dict(zip(["out", *call.given], (x.detach() for x in found), strict=True))
-
-
-def magnitudes(
-    call: Call,
-    operands: tuple[Tensor | None, ...],
-    grad: Tensor,
-    activation: Callable[[Tensor], Tensor],
-    least: float = 0.0,
-) -> dict[str, Tensor]:
-    """The formula and its gradients on magnitudes, none of which is less than `least`, in float64."""
-
-    def of(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.double().abs().clamp(min=least)
-
-    constants = ("bound", *(max(least, abs(x)) for x in call.constants[1:]))
-    with definition(bound=activation):
-        found = results(formula, tuple(map(of, operands)), of(grad), torch.float64, constants)
-    return dict(zip(["out", *call.given], (x.detach() for x in found), strict=True))
-
-
-def limits(call: Call, operands: tuple[Tensor | None, ...], grad: Tensor) -> dict[str, Tensor]:
-    """What neither a result nor a value on the way to it exceeds in magnitude, whatever the order of factors.
-
-    Where no magnitude is less than 1, no factor makes anything smaller, and the product of some factors is at
-    most that of all. For x >= 1 no activation exceeds 2 x^3, no slope 6 x^2, and nor does a part of either.
-    """
-    return magnitudes(call, operands, grad, lambda x: 2 * x**3, least=1.0)
-
-
-def roundings(call: Call, operands: tuple[Tensor | None, ...], grad: Tensor) -> dict[str, Tensor]:
-    """How far rounding may take a result from the exact one; each entry for itself.
-
-    A sum of n products errs by less than n u times the sum of magnitudes, u the unit roundoff. So each result
-    errs by less than C u times the formula on magnitudes, with the activations' `BOUNDS`, where C counts the
-    operations in a row:
-
-        gate                D products, the scale, the bias; of degree 4 at most in activations and slopes
-        up, d_hidden        D products and the bias, O products
-        activation, slope   8 each
-        the rest            6 products: of both with up, d_hidden, r and the scales
-        the result          a sum over E and F, over tokens and heads of a group, or over F
-
-    A result is rounded to its dtype in the end; Triton rounds hidden, d_gate and d_up as well, and the sums
-    over chunks of those: up to three in a row. Below the normal numbers a rounding is by half of the smallest
-    number there is, times the other factors. There Triton's interpreter takes any bfloat16 for any other,
-    also in an operand.
-    """
-    own = torch.finfo(getattr(torch, call.dtype))
-    single = min(own.eps, SINGLE.eps) / 2
-    rows, tokens = call.subnetworks * call.width, call.batch * call.length * call.group
-    count = 4 * (call.head_dim + 2) + call.head_dim + 1 + call.out_dim + 16 + 6 + max(2 * rows, tokens)
-    halves = 0 if call.way in BLOCKED else 3
-    bound = magnitudes(call, operands, grad, BOUNDS.get(call.activation, BOUNDS["silu"]))
-    below = limits(call, operands, grad)
-    errors = {}
-    for name in bound:
-        last = torch.finfo(getattr(torch, call.r_dtype)) if name == "r" else own
-        relative = count * single + halves * own.eps / 2 + last.eps / 2
-        absolute = sum(n * x.smallest_normal * x.eps for n, x in ((count, SINGLE), (halves, own), (1, last)))
-        if halves and call.dtype == "bfloat16":
-            absolute += (len(call.everything) + halves + 1) * own.smallest_normal
-        errors[name] = relative * bound[name] + absolute * below[name]
-    return errors
-
-
-BOUNDS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": lambda x: 1.2 * x + x**2,
-    "gelu_tanh": lambda x: 1.2 * x + x**2 + x**4,  # 1 - tanh^2 cancels, and is multiplied by x^3 in the slope
-    "sigmoid": lambda x: 1 + x + x**2,
-}
-"""Functions that increase, as do their slopes. Each bounds its activation, and how far that errs where x does
-by as much as itself; its slope so bounds the slope. Silu's does for the others."""
-
-
-def gates(call: Call, operands: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor]:
-    """All gates, and the sums of the magnitudes of their terms, in float64."""
-
-    def of(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-        gate = torch.einsum("bthd,hefd->bthef", q, k.repeat_interleave(call.group, 0)) * scale
-        return gate if bias is None else gate + bias.repeat_interleave(call.group, 0)
-
-    q, k, _, _, _, bias, _ = (None if x is None else x.double() for x in operands)
-    assert q is not None and k is not None
-    magnitude = of(q.abs(), k.abs(), None if bias is None else bias.abs(), abs(call.gate_scale))
-    return of(q, k, bias, call.gate_scale), magnitude
-
-
-def smooth(call: Call, operands: tuple[Tensor | None, ...]) -> bool:
-    """Whether rounding cannot decide on which side of relu's kink a gate is.
-
-    A sum of D products, times a scale, and a bias err by less than (D + 2) u times the sum of magnitudes, and
-    below the normal numbers by half of the smallest number each. In half precision eager errs more; that is
-    then allowed to us. A gate is 0 in any arithmetic where all its terms are.
-    """
-    if call.activation != "relu":
-        return True
-    gate, magnitude = gates(call, operands)
-    smallest = SINGLE.smallest_normal * SINGLE.eps * max(1.0, abs(call.gate_scale))
-    near = gate.abs() <= (call.head_dim + 2) * (SINGLE.eps * magnitude + smallest)
-    return not (near & (magnitude > 0)).any()
-
+from tests.kernels.implementations import computed, implementation, placed
 
 # -- what holds ---------------------------------------------------------------------------------------------
 
@@ -453,18 +252,25 @@ MANY: Sizes = {"length": (8, 16), "head_dim": (8, 16), "width": (8, 16), "out_di
 """Enough entries for a mean."""
 
 HALF_AND_SINGLE = ("float32", "float16", "bfloat16")
+
 WIDE_EXPONENTS = ("float32", "bfloat16", "float64")
+
 NONZERO = (1.0, 0.7, -1.3, 2.0, -0.5)  # products that are multiplied by 0 the library leaves out, NaN or not
 
 ENOUGH: dict[str, Any] = {
     "values": various, "dtypes": HALF_AND_SINGLE, "scales": NONZERO, "empty": False, "sizes": MANY,
 }  # fmt: skip
+
 SPECIAL: dict[str, Any] = {"values": special, "scales": NONZERO}
+
 EXTREME: dict[str, Any] = {"values": extreme, "dtypes": HALF_AND_SINGLE}
+
 WHOLE: dict[str, Any] = {
     "values": whole, "activations": ("identity", "relu", "relu_squared"), "scales": (1.0, -1.0, 2.0, 0.0),
 }  # fmt: skip
+
 DERIVATIVES: dict[str, Any] = {"values": dense, "dtypes": ("float64",), "wide": False, "sizes": SMALL}
+
 TRITONS: dict[str, Any] = {"ways": TRITON, "wide": False, "sizes": FEW}
 
 

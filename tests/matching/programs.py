@@ -70,12 +70,18 @@ def searched(program: Program, *given: Tensor) -> list[Match | Unmatched]:
 
 def check(program: Program, arguments: Sequence[Tensor]) -> mhf_compile.Rewrite:
     """One rewrite, proved on all tokens, and results and gradients equal up to the order of sums."""
+    (rewrite,) = check_all(program, arguments, 1)
+    assert rewrite.proof == "exact"
+    return rewrite
+
+
+def check_all(program: Program, arguments: Sequence[Tensor], count: int) -> tuple[mhf_compile.Rewrite, ...]:
+    """So many rewrites and no miss, and results and gradients equal up to the order of sums."""
     found = compare(program, arguments, options={"flashmhf.inner": "eager"})
     (report,) = found.reports
-    assert (len(report.rewrites), report.misses, found.calls) == (1, (), 1), str(report)
-    assert report.rewrites[0].proof == "exact"
+    assert (len(report.rewrites), report.misses, found.calls) == (count, (), count), str(report)
     found.check_error()
-    return report.rewrites[0]
+    return report.rewrites
 
 
 def scores(q: Tensor, k: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from tests.matching.programs import (
     H,
     Program,
     check,
+    check_all,
     gated,
     scores,
     tensors,
@@ -30,11 +31,8 @@ def one_gated_one_not(q, k1, u1, v1):
 
 
 def test_a_gated_and_an_ungated_one_in_turn() -> None:
-    found = compare(one_gated_one_not, tensors("q k1 u1 v1"), options={"flashmhf.inner": "eager"})
-    (report,) = found.reports
-    assert [rewrite.pattern for rewrite in report.rewrites] == ["flash_mhf", "ungated_mhf"]
-    assert (report.misses, found.calls) == ((), 2)
-    found.check_error()
+    rewrites = check_all(one_gated_one_not, tensors("q k1 u1 v1"), 2)
+    assert [rewrite.pattern for rewrite in rewrites] == ["flash_mhf", "ungated_mhf"]
 
 
 def scaled(x):
@@ -59,10 +57,7 @@ def test_what_is_scaled_is_read_by_the_next(after: Callable, function: Callable)
             q = after(torch.einsum("bthf,hfo->btho", function(scores(q, k1)) * scores(q, u1), v1))
         return q
 
-    found = compare(program, tensors("q k1 u1 v1"), options={"flashmhf.inner": "eager"})
-    (report,) = found.reports
-    assert (len(report.rewrites), report.misses, found.calls) == (2, (), 2), str(report)
-    found.check_error()
+    check_all(program, tensors("q k1 u1 v1"), 2)
 
 
 def test_what_is_scaled_for_the_gate_only() -> None:
@@ -70,10 +65,7 @@ def test_what_is_scaled_for_the_gate_only() -> None:
         q = gated(q, k1, u1, v1)
         return torch.einsum("bthf,hfo->btho", silu(scores(2 * q, k1)) * scores(q, u1), v1)
 
-    found = compare(program, tensors("q k1 u1 v1"), options={"flashmhf.inner": "eager"})
-    (report,) = found.reports
-    assert (len(report.rewrites), report.misses, found.calls) == (2, (), 2), str(report)
-    found.check_error()
+    check_all(program, tensors("q k1 u1 v1"), 2)
 
 
 # -- loops --------------------------------------------------------------------------------------------------

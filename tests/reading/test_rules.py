@@ -6,7 +6,7 @@ import torch
 from mhf_compile.reading.rules import ELEMENTWISE, RULES, Kind
 from mhf_compile.tape.operations import CREATIONS, ONE_TO_ONE
 from mhf_compile.tape.recorder import record_function
-from tests.reading.test_reader import READ
+from tests.reading.operations import READ
 
 
 def kept(function, tensors):

@@ -41,7 +41,7 @@ def problems(
     `decoded` of its tokens are for decode, and as many as make a chunk worthwhile for chunks. The forward
     kernels of a chunk are for heads that are too wide for others: they are tried on the layer with one head.
     """
-    found: dict[Key, Sizes] = {}
+    rows: dict[Key, Sizes] = {}
     for layer in layers:
         layer = layer._replace(tokens=tokens)
         chunk = layer._replace(tokens=min(tokens, config.WORTHWHILE))
@@ -61,8 +61,8 @@ def problems(
             ("chunk_backward", chunk),
         ]
         for kernel, sizes in needed:
-            found.setdefault(config.key(kernel, sizes), sizes)
-    return {key: sizes for key, sizes in found.items() if key in config.table(arch)}
+            rows.setdefault(config.key(kernel, sizes), sizes)
+    return {key: sizes for key, sizes in rows.items() if key in config.table(arch)}
 
 
 def trials(key: Key, sizes: Sizes, target: Target, device: torch.device, measure: Measure) -> list[Trial]:
@@ -80,9 +80,9 @@ def trials(key: Key, sizes: Sizes, target: Target, device: torch.device, measure
         try:
             launches, results = _launches(kernel, replace(call, forced={kernel: tiles}), grad)
             run(launches)
-            found = results()
-            first = first or found
-            if all(agree(x, y, sizes) for x, y in zip(found, first, strict=True)):
+            result = results()
+            first = first or result
+            if all(agree(x, y, sizes) for x, y in zip(result, first, strict=True)):
                 works[tiles] = launches
             else:
                 why[tiles] = "its result is not that of the first that ran"

@@ -20,7 +20,7 @@ from mhf_compile.graphs import copied_module
 from mhf_compile.options import parse
 from mhf_compile.report.report import Report
 from tests.comparison import counted_calls
-from tests.faults import (
+from tests.faults.planting import (
     AROUND,
     EAGER,
     ERRORS,
@@ -30,7 +30,6 @@ from tests.faults import (
     STRICT,
     UNSEEN,
     broken,
-    captured,
     check_right,
     feed_forward,
     forget,
@@ -42,21 +41,6 @@ from tests.faults import (
     watched,
     world,
 )
-
-
-@pytest.fixture(scope="module")
-def compiled() -> tuple[fx.GraphModule, list[Any]]:
-    return captured(program, tensors())
-
-
-@pytest.fixture
-def graph(compiled: tuple[fx.GraphModule, list[Any]]) -> fx.GraphModule:
-    return copied_module(compiled[0])
-
-
-@pytest.fixture
-def inputs(compiled: tuple[fx.GraphModule, list[Any]]) -> list[Any]:
-    return compiled[1]
 
 
 @pytest.fixture(autouse=True)

@@ -25,42 +25,25 @@ from torch.utils.checkpoint import checkpoint
 
 import mhf_compile
 from mhf_compile import backend
-from mhf_compile.graphs import copied_module
 from mhf_compile.report.report import Report
 from mhf_compile.tape.recorder import record
 from mhf_compile.tape.tape import Tape
-from tests.faults import (
+from tests.faults.planting import (
     AROUND,
     STRICT,
     UNSEEN,
     broken,
     captured,
     check_right,
+    fails,
     feed_forward,
     forget,
     outcome,
-    program,
     tensors,
     unchanged,
     world,
 )
 from tests.programs import BY_NAME
-
-
-@pytest.fixture(scope="module")
-def compiled() -> tuple[fx.GraphModule, list[Any]]:
-    return captured(program, tensors())
-
-
-@pytest.fixture
-def graph(compiled: tuple[fx.GraphModule, list[Any]]) -> fx.GraphModule:
-    return copied_module(compiled[0])
-
-
-@pytest.fixture
-def inputs(compiled: tuple[fx.GraphModule, list[Any]]) -> list[Any]:
-    return compiled[1]
-
 
 # -- in the middle of recording -----------------------------------------------------------------------------
 
@@ -114,10 +97,6 @@ def without_hooks(x: Tensor) -> Tensor:
 def checkpointed(x: Tensor) -> Tensor:
     result: Tensor = checkpoint(cast, x, use_reentrant=False)
     return result
-
-
-def fails(*args: Any, **kwargs: Any) -> Any:
-    raise ZeroDivisionError("planted")
 
 
 @pytest.mark.parametrize(

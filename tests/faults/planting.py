@@ -229,6 +229,10 @@ FILLING = ("an activation is named", "the formula", "normal form", "a table of t
 ERRORS = (RuntimeError, RecursionError, AssertionError, MemoryError, ZeroDivisionError)
 
 
+def fails(*args: Any, **kwargs: Any) -> Any:
+    raise ZeroDivisionError("planted")
+
+
 @contextmanager
 def watched(stage: str, act: Callable[[int], object]) -> Iterator[None]:
     """Act before each call of a stage, given the number of the call."""
