@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.fuzz.planted import FAULTS, LIMIT, START, Edit, Fault, examples_until_it_fails
+from tests.fuzz.planted import FAULTS, LIMIT, START, Fault, examples_until_it_fails
+from tests.planting import Edit
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)

@@ -35,7 +35,14 @@ class _Claim:
     def whole(self) -> object:
         match, unification = self.match, self.match.unification
         operations = tuple(
-            (value.op.func, value.op.name, value.output, self.arguments(value.op), self.name(value))
+            (
+                value.op.func,
+                value.op.name,
+                value.output,
+                value.op.state.grad_enabled,
+                self.arguments(value.op),
+                self.name(value),
+            )
             for value in self.values
             if value.op is not None
         )
@@ -82,7 +89,7 @@ class _Claim:
             if twin is not None:
                 return "equals", self.name(twin)
             self.names[value] = len(self.names)
-        return self.names[value], value.shape, value.dtype, value in self.leaves
+        return self.names[value], value.shape, value.dtype, value.requires_grad, value in self.leaves
 
     def index(self, index: Index) -> object:
         numbers = (

@@ -10,7 +10,8 @@ runs here as in the rewrite. What is not: all of ``reading`` and ``matching``; n
 match is a claim: which tensors are the operands, read at which positions, which function, which numbers.
 Leaves are drawn independently, even where the program computes one from another, and so are pieces that were
 not read: what holds for any values of theirs holds for those they have. Two values are the same only where
-they are computed alike (``computed_alike``), whatever the reader says.
+they are computed alike (``computed_alike``), whatever the reader says. Where the result has a gradient,
+autograd has to follow everything that was read through: the gradients are those of the formula then, too.
 
 Tokens are never contracted, so few of them prove as much as many. Over a work budget, and where sizes are
 symbolic, the proof runs on few tokens. The sizes that the program's views name are then taken from the digits
@@ -38,7 +39,7 @@ from mhf_compile.rewriting.claim import claim
 from mhf_compile.rewriting.field import PRIME, inverse, number
 from mhf_compile.rewriting.operands import Builder, check_places
 from mhf_compile.rewriting.region import Region, joined
-from mhf_compile.rewriting.replay import PRODUCTS, Replay, ReplayError, Zeros
+from mhf_compile.rewriting.replay import CONSTANTS, PRODUCTS, Replay, ReplayError, Zeros
 from mhf_compile.tape.recorder import record_function
 from mhf_compile.tape.source import source_of
 from mhf_compile.tape.values import Value
@@ -105,6 +106,9 @@ def prove(match: Match) -> str:
 
 
 def _prove(match: Match) -> str:
+    for value in match.visited if match.root.requires_grad else ():
+        if _ends_gradients(value):
+            raise ReplayError(f"gradients end at {value}, which it was read through")
     sizes, tokens = _sizes(match)
     leaf_index = _leaf_indices(match)
 
@@ -157,6 +161,14 @@ def _prove(match: Match) -> str:
     if computed.shape != expected.shape or not torch.equal(computed, expected):
         raise ProofFailed("the proof failed: the region does not compute the pattern's formula", match.root)
     return "exact" if tokens is None else f"exact, {tokens} tokens"
+
+
+def _ends_gradients(value: Value) -> bool:
+    """Whether autograd does not follow how a value is computed of others that have gradients."""
+    op = value.op
+    if op is None or op.name in CONSTANTS or not any(given.requires_grad for given in op.inputs):
+        return False
+    return not (value.requires_grad and op.state.grad_enabled)
 
 
 def _sizes(match: Match) -> tuple[dict[Axis, int], int | None]:

@@ -279,7 +279,7 @@ def _fit(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
 
 def computed_alike(a: Value, b: Value) -> bool:
-    """Whether two values are one function of the same values, and so equal.
+    """Whether two values are one function of the same values, and so equal, and followed alike by autograd.
 
     It follows the tape down to where both are the same: by the recorded calls and all their arguments.
     """
@@ -293,6 +293,8 @@ def computed_alike(a: Value, b: Value) -> bool:
         if a.op is None or b.op is None or a.op.func is None or a.op.func is not b.op.func:
             return False
         if not _is_function(a.op) or a.output != b.output or _others(a.op) != _others(b.op):
+            return False
+        if a.requires_grad != b.requires_grad:
             return False
         pending += zip(a.op.inputs, b.op.inputs, strict=True)
     return True

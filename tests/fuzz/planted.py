@@ -6,44 +6,25 @@ matcher, the proof, the rewrite, the gradients, and the Triton kernels.
 
 from __future__ import annotations
 
-import inspect
-import linecache
 import os
-import textwrap
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import reduce
-from importlib import import_module
-from types import CodeType, FunctionType
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from hypothesis import Phase, settings
 from hypothesis.errors import UnsatisfiedAssumption
 from triton.runtime.interpreter import InterpretedFunction
 
-from mhf_compile.matching import search as match
-from mhf_compile.rewriting import proof as prove
 from tests.fuzz.kept import PROPERTIES
 from tests.fuzz.property import SUITE, Property
 from tests.kernels.implementations import interpreter
+from tests.planting import Edit, planted
 from tests.strategies.running import OPTIONS
 
 LIMIT = 200
 """Within so many examples a property fails."""
 
 NO_SHRINKING = settings(SUITE, phases=[Phase.generate])
-
-
-@dataclass(frozen=True)
-class Edit:
-    """Another text in the place of one that is just once in the source of a function."""
-
-    function: str
-    old: str
-    new: str
 
 
 @dataclass(frozen=True)
@@ -66,52 +47,6 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.room}: {self.name}"
-
-
-# -- planting -----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def planted(edits: tuple[Edit, ...]) -> Iterator[None]:
-    """With edits made to the code of functions, which are then edited wherever they are called from."""
-    with ExitStack() as stack:
-        stack.callback(_forget)
-        for edit in edits:
-            function = _function(edit.function)
-            stack.callback(setattr, function, "__code__", function.__code__)
-            function.__code__ = _edited(function, edit)
-        _forget()
-        yield
-
-
-def _function(name: str) -> FunctionType:
-    """A function by its module and its name there; of a property, and of a Triton kernel, the one inside."""
-    module, _, path = name.partition(":")
-    found: Any = reduce(getattr, path.split("."), import_module(f"mhf_compile.{module}"))
-    found = found.fget if isinstance(found, property) else getattr(found, "fn", found)
-    function: FunctionType = inspect.unwrap(found)
-    return function
-
-
-def _edited(function: FunctionType, edit: Edit) -> CodeType:
-    """The code of a function after an edit, its source where inspect looks for it: so Triton has it too."""
-    source = textwrap.dedent(inspect.getsource(function))
-    times = source.count(edit.old)
-    assert times == 1, f"{edit.function} has {times} times: {edit.old}"
-    source = source.replace(edit.old, edit.new)
-    file = f"<{edit}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    module = compile(source, file, "exec")
-    codes = (item for item in module.co_consts if isinstance(item, CodeType))
-    return next(code for code in codes if code.co_name == function.__name__)
-
-
-def _forget() -> None:
-    """Forget what functions made before they were edited."""
-    torch._dynamo.reset()
-    match.normal_pattern.cache_clear()
-    prove._table.cache_clear()
-    InterpretedFunction.rewritten_fn.clear()
 
 
 # -- finding ------------------------------------------------------------------------------------------------
@@ -143,7 +78,11 @@ def examples_until_it_fails(
                 failure = error
         raise failure  # again of the same example, when Hypothesis says for which one
 
-    with planted(edits), patch.dict(OPTIONS, options):
+    with (
+        planted(edits),
+        patch.dict(InterpretedFunction.rewritten_fn, clear=True),
+        patch.dict(OPTIONS, options),
+    ):
         try:
             Property(check, plain.examples, plain.count).hold(NO_SHRINKING, limit)
         except Exception as error:
@@ -203,13 +142,6 @@ FAULTS = (
         FOUND,
         (Edit("reading.moves:write_piece", "if number == start // size:", "if False:"),),
     ),
-    # The proof does not see gradients.
-    Fault(
-        "reader",
-        "a detach is read through",
-        NEAR,
-        (Edit("reading.reader:_stops_gradient", "return grad or", "return False and"),),
-    ),
     Fault(
         "fold",
         "the first tensor of a loop is that of every turn",
@@ -254,6 +186,15 @@ FAULTS = (
         "all is proved, and a slice starts at 0",
         VALUES,
         (Edit("rewriting.proof:_prove", " or not torch.equal(computed, expected)", ""), START),
+    ),
+    Fault(
+        "proof",
+        "gradients are not looked at, and a detach is read through",
+        NEAR,
+        (
+            Edit("rewriting.proof:_prove", "if match.root.requires_grad else ()", "if False else ()"),
+            Edit("reading.reader:_stops_gradient", "return grad or", "return False and"),
+        ),
     ),
     Fault(
         "proof",
