@@ -23,7 +23,7 @@ from mhf_compile.inner import package_hash
 from mhf_compile.kernels.source import source_hash
 from tests.backend.models import registered
 from tests.comparison import counted_calls
-from tests.faults.planting import fails
+from tests.faults.stages import fails
 from tests.programs import BY_NAME
 
 

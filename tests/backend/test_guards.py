@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 import mhf_compile
 from mhf_compile import backend
 from mhf_compile.tape.recorder import fake_mode_of
-from tests.faults.planting import EAGER
+from tests.faults.stages import EAGER
 from tests.programs import BY_NAME
 
 SHAPES = [(2, 6), (3, 6), (3, 7), (5, 8), (1, 9), (16, 16)]

@@ -16,7 +16,7 @@ from mhf_compile import backend
 from mhf_compile.errors import FlashMHFError, NotRewritten, OptionError
 from tests.backend.models import Missed, two_layers
 from tests.comparison import compare
-from tests.faults.planting import EAGER, fails
+from tests.faults.stages import EAGER, fails
 from tests.programs import BY_NAME
 
 

@@ -18,7 +18,7 @@ from mhf_compile import backend
 from mhf_compile.rewriting import plan
 from tests.backend.models import two_checkpoints, two_layers
 from tests.comparison import counted_calls
-from tests.faults.planting import EAGER, fails
+from tests.faults.stages import EAGER, fails
 from tests.programs import BY_NAME
 
 

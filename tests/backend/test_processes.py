@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.faults.planting import EAGER
+from tests.faults.stages import EAGER
 from tests.programs import D, F, H
 
 

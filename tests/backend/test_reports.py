@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import mhf_compile
-from tests.faults.planting import EAGER
+from tests.faults.stages import EAGER
 from tests.programs import BY_NAME
 
 

@@ -8,7 +8,7 @@ import pytest
 from torch import fx
 
 from mhf_compile.graphs import copied_module
-from tests.faults.planting import captured, program, tensors
+from tests.faults.stages import captured, program, tensors
 
 
 @pytest.fixture(scope="module")

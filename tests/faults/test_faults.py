@@ -20,7 +20,7 @@ from mhf_compile.graphs import copied_module
 from mhf_compile.options import parse
 from mhf_compile.report.report import Report
 from tests.comparison import counted_calls
-from tests.faults.planting import (
+from tests.faults.stages import (
     AROUND,
     EAGER,
     ERRORS,

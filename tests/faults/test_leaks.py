@@ -28,7 +28,7 @@ from mhf_compile import backend
 from mhf_compile.report.report import Report
 from mhf_compile.tape.recorder import record
 from mhf_compile.tape.tape import Tape
-from tests.faults.planting import (
+from tests.faults.stages import (
     AROUND,
     STRICT,
     UNSEEN,

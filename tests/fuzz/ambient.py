@@ -21,7 +21,7 @@ from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensor
 
 import mhf_compile
-from tests.faults.planting import world
+from tests.faults.stages import world
 from tests.fuzz.property import Property
 from tests.strategies.ambient import AROUND, CALLS, PROGRAMS, WITHIN, Compile, Program, Seen, arguments
 
