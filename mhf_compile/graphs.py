@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram, ModuleCallSignature
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, is_symbolic
@@ -43,7 +44,7 @@ def give_examples(module: fx.GraphModule, inputs: Sequence[Any] | None) -> None:
     """
     for part in _graphs(module):
         for node in part.graph.nodes:
-            if EXAMPLE not in node.meta and "val" in node.meta:
+            if "val" in node.meta:  # a strict export leaves some of Dynamo's beside them
                 node.meta[EXAMPLE] = node.meta["val"]
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     unknown = [node for node in placeholders if EXAMPLE not in node.meta]
@@ -59,10 +60,12 @@ def give_examples(module: fx.GraphModule, inputs: Sequence[Any] | None) -> None:
             f"the graph takes {len(placeholders)} inputs ({_names(placeholders)}), "
             f"and {len(given)} example inputs are given{lifted}"
         )
-    mode = fake_mode_of(module) or FakeTensorMode(shape_env=ShapeEnv())
+    held = (*given, *module.parameters(), *module.buffers())  # fake where they were made in such a mode
+    mode = fake_mode_of(module) or detect_fake_mode(held) or FakeTensorMode(shape_env=ShapeEnv())
 
     def faked(item: Any) -> Any:
-        return mode.from_tensor(item, static_shapes=True) if isinstance(item, torch.Tensor) else item
+        real = isinstance(item, torch.Tensor) and not isinstance(item, FakeTensor)
+        return mode.from_tensor(item, static_shapes=True) if real else item
 
     for node, example in zip(placeholders, [*given, *defaults], strict=True):
         if EXAMPLE in node.meta:
@@ -103,11 +106,11 @@ def _check(node: fx.Node, example: Any) -> None:
 
 
 def take_examples_back(module: fx.GraphModule, given: fx.GraphModule) -> None:
-    """Leave in a rewritten graph such values as the given graph has: Dynamo's, torch.export's or none."""
+    """Leave in a rewritten graph such values as the given graph has: torch.export's, Dynamo's or none."""
     keys = {key for part in _graphs(given) for node in part.graph.nodes for key in node.meta}
     for part in _graphs(module):
         for node in part.graph.nodes:
-            if EXAMPLE not in keys and EXAMPLE in node.meta:
+            if ("val" in keys or EXAMPLE not in keys) and EXAMPLE in node.meta:
                 example = node.meta.pop(EXAMPLE)
                 if "val" in keys:
                     node.meta.setdefault("val", example)

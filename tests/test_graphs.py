@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.nn.functional import silu
 
@@ -102,6 +103,15 @@ def test_a_submodule_that_is_preserved() -> None:
     check(torch.export.unflatten(rewritten))
 
 
+def test_a_strict_export() -> None:
+    """Dynamo's values stand beside torch.export's at some of its nodes."""
+    program = exported(strict=True)
+    assert {"val", "example_value"} <= {key for node in program.graph.nodes for key in node.meta}
+    rewritten, report = rewrite(program, strict=True, dense="always")
+    assert (len(report.rewrites), calls_of(rewritten.graph_module)) == (1, 1)
+    check(rewritten.module())
+
+
 def test_gradients_of_an_exported_program() -> None:
     rewritten, _ = rewrite(exported(), strict=True, dense="always")
     model, module = Network().eval(), rewritten.module()
@@ -134,6 +144,13 @@ def test_a_symbolic_trace_that_calls_modules() -> None:
     assert [node.target for node in rewritten.graph.find_nodes(op="call_module", target="drop")] == ["drop"]
     assert {id(p) for p in rewritten.parameters()} == {id(p) for p in traced.parameters()}
     assert not any("example_value" in node.meta for node in (*rewritten.graph.nodes, *traced.graph.nodes))
+
+
+def test_a_symbolic_trace_of_fake_tensors() -> None:
+    with FakeTensorMode():
+        traced, x = fx.symbolic_trace(Network().eval()), torch.ones(4, 8)
+        rewritten, report = rewrite(traced, [x], strict=True, dense="always")
+        assert (len(report.rewrites), rewritten(x)["first"].shape) == (1, (4, 8))
 
 
 def test_a_symbolic_trace_without_a_match_is_as_it_was() -> None:

@@ -46,7 +46,6 @@ LONGEST = 400
 
 TABLES = {
     "tests/edits.py": "a row for each edit",
-    "tests/fuzz/planted.py": "a row for each fault",
     "tests/near_misses.py": "a program for each near miss",
     "tests/rewriting/planted.py": "a row for each fault",
     "tests/spellings/ported.py": "a program for each spelling",

@@ -74,7 +74,7 @@ NO_ZEROS = "leave out what is multiplied by 0"
 NORMS = frozenset(
     ["pow", "native_layer_norm", "native_group_norm", "_fused_rms_norm", "linalg_vector_norm", "var_mean"]
 )
-"""Operations that norms are made of."""
+"""Operations that norms are made of: no rule reads them, and a user knows them by this word."""
 
 _PICKS = frozenset(
     ["index", "index_select", "gather", "index_put", "index_add", "scatter_add", "nonzero", "_grouped_mm"]
@@ -116,7 +116,10 @@ def nearest(anchor: Value, failed: Sequence[NoMatch], stopped: NoMatch | None, l
 
 
 def not_linear(op: Op, value: Value) -> NoMatch:
-    """Why an operation that is applied to an activation ends the search: it is not read as linear in it."""
+    """Why an operation that is applied to an activation ends the search: it is not read as linear in it.
+
+    The names decide which words a user reads, and nothing else.
+    """
     if op.name == "pow":
         return NoMatch("it is squared as well, as a norm or a penalty does", value, OBSTACLE)
     if op.name in NORMS:

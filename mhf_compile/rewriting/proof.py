@@ -50,8 +50,8 @@ BUDGET = 2**30
 """Multiply-adds of a proof on all tokens; beyond it, the proof runs on few."""
 WRITTEN = 32
 """What a product that is written out before it is added up costs, in multiply-adds of a matrix product."""
-FEW = 4
-"""The size that a token axis is reduced to."""
+REDUCED = 4
+"""The size that the last token axis is reduced to; others are to 2."""
 
 
 class ProofFailed(Refusal):
@@ -188,13 +188,13 @@ def _sizes(match: Match) -> tuple[dict[Axis, int], int | None]:
     }
     free = {axis for index in match.index for axis in index.axes}  # as no axis is that is contracted
     free -= parts | match.pieced
-    few = {axis: FEW if axis is tokens[-1] else 2 for axis in tokens if axis in free}
+    few = {axis: REDUCED if axis is tokens[-1] else 2 for axis in tokens if axis in free}
     reduced = {axis: min(size, notation.known(axis.size, hints)) for axis, size in few.items()}
     return reduced, math.prod(reduced.get(axis, notation.known(axis.size, hints)) for axis in tokens)
 
 
 def _work(value: Value, extent: Callable[[Size], int]) -> int:
-    """The multiply-adds of an operation that adds up."""
+    """The multiply-adds of an operation that adds up; by names, as the rules are not asked here."""
     op = value.op
     made = math.prod(map(extent, value.shape))
     if op is not None and op.name in PRODUCTS:

@@ -158,7 +158,7 @@ def used_elsewhere(region: Region, value: Value) -> Refusal | None:
     for user in value.users:
         if _serves_only(region, user):
             continue
-        if user.name in NORMS and user.name != "pow":
+        if user.name in NORMS and user.name != "pow":  # which squares for a penalty as well
             return Refusal(f"it is normalised ({user.name}) before the product with the values", value)
         return Refusal(
             f"the intermediate {value} is used elsewhere as well, by {user.name}{_line(user)}",

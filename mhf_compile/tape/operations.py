@@ -1,4 +1,7 @@
-"""What the tape must know of ATen operations that their schemas do not say."""
+"""What the tape must know of ATen operations that their schemas do not say.
+
+These are facts about memory and autograd, also of operations that no rule reads; the rules are a room above.
+"""
 
 
 def _names(text: str) -> frozenset[str]:
