@@ -115,7 +115,8 @@ class Replay:
         if not all(v.plain and v.dtype in FLOATS for v in (value, *op.inputs)):
             raise ReplayError(f"{value} is not computed in real numbers")
         for position, argument in enumerate(op.inputs):
-            looked_at = op.name not in PIECES and (position or op.name not in (*CONSTANTS, "copy"))
+            overwritten = op.name in (*CONSTANTS, "copy") or op.kwargs.get("beta") == 0
+            looked_at = op.name not in PIECES and (position or not overwritten)
             if looked_at and self._find(argument) is None:
                 others = (self._find(other) for other in op.inputs)
                 if any(tensor is not None and not tensor.any() for tensor in others):
@@ -230,9 +231,9 @@ class Replay:
     def _product(self, op: Op) -> Tensor:
         *bias, a, b = op.args
         product = _fit(matmul, self._get(a), self._get(b))
-        if not bias:
-            return product
         alpha, beta = (self._get(op.kwargs.get(name, 1)) for name in ("alpha", "beta"))
+        if not bias or not beta:  # what is multiplied by this 0 may be anything, even NaN
+            return alpha * product % PRIME
         return _fit(torch.add, alpha * product % PRIME, beta * self._get(bias[0])) % PRIME
 
     def _joined(self, op: Op, shape: Shape) -> Tensor:

@@ -228,6 +228,10 @@ CALLS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
         lambda b, x, y: torch.baddbmm(b, x, y, beta=-1, alpha=5),
         (small(5), small(2, 3, 4), small(2, 4, 5)),
     ),
+    "an overwritten bias": (
+        lambda x, y: torch.addmm(torch.empty(2, 3, dtype=torch.float64), x, y.t(), beta=0, alpha=2),
+        (small(2, 6), small(3, 6)),
+    ),
     "convolution": (lambda x, w, b: F.conv1d(x, w, b, groups=2), (small(2, 4, 3), small(6, 2, 1), small(6))),
     "sum": (lambda x: x.sum(1, keepdim=True) * x.sum(), (small(2, 6),)),
     "mean": (lambda x: x.mean((0, 2)) * 12, (small(2, 3, 6),)),
