@@ -21,9 +21,9 @@ import torch
 
 from tests.mutation.corpus import Graph, captured, programs
 from tests.mutation.equivalent import EQUIVALENT
-from tests.mutation.judge import PACKAGE, Known, Line, judge, learn, modules, source, usable
+from tests.mutation.judge import PACKAGE, KnownGraph, Line, judge, learn, modules, source, usable
 from tests.mutation.operators import Mutation, drawn, mutations
-from tests.mutation.suite import Test, files, first_failure, learn_tests
+from tests.mutation.suite import KnownTest, files, first_failure, learn_tests
 
 VERDICTS = (
     "wrong value",
@@ -37,11 +37,11 @@ VERDICTS = (
 """The worst first; of what graphs show of a mutant, the worst is its verdict."""
 BAD = VERDICTS[:4]
 
-GRAPH_SECONDS = 12
-TEST_SECONDS = 15
+GRAPH_SECONDS = 8
+TEST_SECONDS = 12
 """What the graphs, and the tests, that a mutant is tried on take without it, at most."""
 
-One = TypeVar("One", Known, Test)
+One = TypeVar("One", KnownGraph, KnownTest)
 
 Task = Callable[[IO[str]], None]
 
@@ -78,7 +78,7 @@ def forked(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[int, list[Any], i
         out.close()
 
 
-def known(graphs: Sequence[Graph], jobs: int) -> list[Known]:
+def known(graphs: Sequence[Graph], jobs: int) -> list[KnownGraph]:
     """Graphs that the package handles without a mutation, and how it does."""
     named = {graph.name: graph for graph in graphs}
     tasks = [lambda out, part=part: learn(part, out) for n in range(jobs) if (part := graphs[n::jobs])]
@@ -87,13 +87,13 @@ def known(graphs: Sequence[Graph], jobs: int) -> list[Known]:
         assert status == 0, "the package ends the process without a mutation"
         for entry, lines, seconds in said:
             if usable(entry):
-                found.append(Known(named[entry["name"]], entry, frozenset(map(tuple, lines)), seconds))
+                found.append(KnownGraph(named[entry["name"]], entry, frozenset(map(tuple, lines)), seconds))
             else:
                 print(f"left out, as it fails without a mutation: {entry}")
     return found
 
 
-def known_tests(graph: Graph, jobs: int) -> list[Test]:
+def known_tests(graph: Graph, jobs: int) -> list[KnownTest]:
     """The rooms' tests that pass without a mutation."""
     tasks = [
         lambda out, part=part: learn_tests(part, graph, out)
@@ -101,13 +101,13 @@ def known_tests(graph: Graph, jobs: int) -> list[Test]:
         if (part := files()[n::jobs])
     ]
     return [
-        Test(name, frozenset(map(tuple, lines)), seconds)
+        KnownTest(name, frozenset(map(tuple, lines)), seconds)
         for _, said, _ in forked(tasks, jobs)
         for name, lines, seconds in said
     ]
 
 
-def reaches(one: Known | Test, mutation: Mutation) -> bool:
+def reaches(one: KnownGraph | KnownTest, mutation: Mutation) -> bool:
     return not mutation.function or (mutation.module, mutation.line) in one.lines
 
 
@@ -119,7 +119,7 @@ def unlike(among: Iterable[One], seconds: float) -> list[One]:
     rest, taken = list(among), list[One]()
     lines = missing = frozenset[Line]().union(*(one.lines for one in rest))
     while rest:
-        best = max(rest, key=lambda one: len(one.lines & missing) / one.seconds)
+        best = max(rest, key=lambda one: len(one.lines & missing) / (one.seconds + 1e-3))
         if not best.lines & missing and missing != lines:
             missing = lines
             continue

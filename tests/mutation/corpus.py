@@ -22,9 +22,9 @@ from torch import Tensor, fx
 
 TESTS = Path(__file__).parent.parent
 
-DRAWN = 16
+DRAWN = 8
 """How many right programs are drawn, and half as many that are subtly wrong."""
-EVERY = 2
+EVERY = 4
 """Of the near misses, and of the spellings, one of so many."""
 
 

@@ -65,7 +65,7 @@ Line = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownGraph:
     """A graph, what the package does to it without a mutation, the lines that it runs, and its seconds."""
 
     graph: Graph
@@ -173,7 +173,7 @@ def learn(graphs: Sequence[Graph], out: IO[str]) -> None:
         print(json.dumps([said, sorted(lines | once), seconds]), file=out, flush=True)
 
 
-def judge(mutation: Mutation, graphs: Sequence[Known], tests: Sequence[str], out: IO[str]) -> None:
+def judge(mutation: Mutation, graphs: Sequence[KnownGraph], tests: Sequence[str], out: IO[str]) -> None:
     """Write how a mutant differs on graphs, a line of JSON each: a verdict and what it is by.
 
     Then, of one that nothing has found out, which of some tests fails.

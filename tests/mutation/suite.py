@@ -24,7 +24,7 @@ SECONDS = 10
 
 
 @dataclass(frozen=True)
-class Test:
+class KnownTest:
     """A test that passes without a mutation, the lines that it runs, and its seconds."""
 
     name: str
