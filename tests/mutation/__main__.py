@@ -37,8 +37,8 @@ VERDICTS = (
 """The worst first; of what graphs show of a mutant, the worst is its verdict."""
 BAD = VERDICTS[:4]
 
-GRAPH_SECONDS = 8
-TEST_SECONDS = 12
+GRAPH_SECONDS = 12
+TEST_SECONDS = 15
 """What the graphs, and the tests, that a mutant is tried on take without it, at most."""
 
 One = TypeVar("One", KnownGraph, KnownTest)
@@ -114,12 +114,12 @@ def reaches(one: KnownGraph | KnownTest, mutation: Mutation) -> bool:
 def unlike(among: Iterable[One], seconds: float) -> list[One]:
     """Graphs or tests that run for some time in all, those first that run lines that none before them does.
 
-    Where all lines are run it begins anew; what runs more of them in less time comes first.
+    Where all lines are run it begins anew; what runs more of them at less cost comes first.
     """
     rest, taken = list(among), list[One]()
     lines = missing = frozenset[Line]().union(*(one.lines for one in rest))
     while rest:
-        best = max(rest, key=lambda one: len(one.lines & missing) / (one.seconds + 1e-3))
+        best = max(rest, key=lambda one: len(one.lines & missing) / one.cost)
         if not best.lines & missing and missing != lines:
             missing = lines
             continue

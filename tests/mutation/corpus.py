@@ -22,9 +22,9 @@ from torch import Tensor, fx
 
 TESTS = Path(__file__).parent.parent
 
-DRAWN = 8
+DRAWN = 16
 """How many right programs are drawn, and half as many that are subtly wrong."""
-EVERY = 4
+EVERY = 2
 """Of the near misses, and of the spellings, one of so many."""
 
 

@@ -65,4 +65,4 @@ def test_a_sample() -> None:
     verdicts = re.findall(r"^(wrong|survived|not equiv|refused|found|equivalent).* -> ", table, re.MULTILINE)
     assert len(verdicts) == 10, done.stdout + done.stderr
     assert "wrong" not in verdicts, done.stdout
-    assert verdicts.count("refused") + verdicts.count("found") >= 5, done.stdout
+    assert verdicts.count("refused") + verdicts.count("found") >= 3, done.stdout
