@@ -112,8 +112,8 @@ class Piece:
 
     dim: int
     start: int
-    step: int = 1
-    kept: bool = True
+    step: int
+    kept: bool
 
 
 Cut = Callable[[Op, int], Piece]

@@ -20,8 +20,10 @@ from mhf_compile.matching.reasons import (
     Stage,
     misplaced,
     nearest,
+    value_of,
 )
-from mhf_compile.notation import Axis
+from mhf_compile.notation import Axis, Leaf
+from mhf_compile.notation.fold import Stacked
 from mhf_compile.patterns import FLASH_MHF
 from mhf_compile.patterns.pattern import RESULT
 from tests.matching.programs import H, Program, T, searched, tensors
@@ -153,3 +155,11 @@ def test_an_axis_without_a_role_is_told_in_the_words_of_the_pattern() -> None:
     ):
         error = misplaced(FLASH_MHF, axis, present, 2)
         assert said in error.reason and error.progress == (Stage.ROLES, 2)
+
+
+def test_a_reason_is_the_message_of_its_error() -> None:
+    assert str(NoMatch("a number is added", None, OBSTACLE)) == "a number is added"
+
+
+def test_a_stack_of_tensors_is_no_value_of_the_program() -> None:
+    assert value_of(Leaf(Stacked((torch.zeros(2),)), ())) is None

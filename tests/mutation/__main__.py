@@ -14,15 +14,16 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, Any, TypeVar
 
 import torch
 
 from tests.mutation.corpus import Graph, captured, programs
 from tests.mutation.equivalent import EQUIVALENT
-from tests.mutation.judge import PACKAGE, Known, first_failure, judge, learn, modules, source, usable
+from tests.mutation.judge import PACKAGE, KnownGraph, Line, judge, learn, modules, source, usable
 from tests.mutation.operators import Mutation, drawn, mutations
+from tests.mutation.suite import KnownTest, files, first_failure, learn_tests
 
 VERDICTS = (
     "wrong value",
@@ -35,6 +36,12 @@ VERDICTS = (
 )
 """The worst first; of what graphs show of a mutant, the worst is its verdict."""
 BAD = VERDICTS[:4]
+
+GRAPH_SECONDS = 12
+TEST_SECONDS = 15
+"""What the graphs, and the tests, that a mutant is tried on take without it, at most."""
+
+One = TypeVar("One", KnownGraph, KnownTest)
 
 Task = Callable[[IO[str]], None]
 
@@ -71,31 +78,70 @@ def forked(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[int, list[Any], i
         out.close()
 
 
-def known(graphs: Sequence[Graph], jobs: int) -> list[tuple[Graph, Known]]:
-    """Graphs that the package handles without a mutation, those of the least time first, and how it does."""
+def known(graphs: Sequence[Graph], jobs: int) -> list[KnownGraph]:
+    """Graphs that the package handles without a mutation, and how it does."""
     named = {graph.name: graph for graph in graphs}
     tasks = [lambda out, part=part: learn(part, out) for n in range(jobs) if (part := graphs[n::jobs])]
     found = []
     for _, said, status in forked(tasks, jobs):
         assert status == 0, "the package ends the process without a mutation"
         for entry, lines, seconds in said:
-            usual = Known(entry, frozenset(map(tuple, lines)), seconds)
             if usable(entry):
-                found.append((named[entry["name"]], usual))
+                found.append(KnownGraph(named[entry["name"]], entry, frozenset(map(tuple, lines)), seconds))
             else:
                 print(f"left out, as it fails without a mutation: {entry}")
-    return sorted(found, key=lambda one: one[1].seconds)
+    return found
+
+
+def known_tests(graph: Graph, jobs: int) -> list[KnownTest]:
+    """The rooms' tests that pass without a mutation."""
+    tasks = [
+        lambda out, part=part: learn_tests(part, graph, out)
+        for n in range(jobs)
+        if (part := files()[n::jobs])
+    ]
+    return [
+        KnownTest(name, frozenset(map(tuple, lines)), seconds)
+        for _, said, _ in forked(tasks, jobs)
+        for name, lines, seconds in said
+    ]
+
+
+def reaches(one: KnownGraph | KnownTest, mutation: Mutation) -> bool:
+    return not mutation.function or (mutation.module, mutation.line) in one.lines
+
+
+def unlike(among: Iterable[One], seconds: float) -> list[One]:
+    """Graphs or tests that run for some time in all, those first that run lines that none before them does.
+
+    Where all lines are run it begins anew; what runs more of them at less cost comes first.
+    """
+    rest, taken = list(among), list[One]()
+    lines = missing = frozenset[Line]().union(*(one.lines for one in rest))
+    while rest:
+        best = max(rest, key=lambda one: len(one.lines & missing) / one.cost)
+        if not best.lines & missing and missing != lines:
+            missing = lines
+            continue
+        rest.remove(best)
+        missing -= best.lines
+        if (seconds := seconds - best.seconds) < 0:
+            break
+        taken.append(best)
+    return taken
 
 
 def verdict(
-    mutation: Mutation, found: Sequence[tuple[str, str]], status: int, reached: int
+    mutation: Mutation, found: Sequence[tuple[str, str]], status: int, reached: bool
 ) -> tuple[str, str]:
     """The verdict on a mutant, and what it is by."""
     if status:
         found = [*found, ("found by a test", "it does not end, or the process dies")]
     why = EQUIVALENT.get(mutation.key)
     if not found:
-        return ("equivalent", why) if why else ("survived", "" if reached else "no graph reaches it")
+        return (
+            ("equivalent", why) if why else ("survived", "" if reached else "no graph and no test reaches it")
+        )
     first = min(found, key=lambda one: VERDICTS.index(one[0]))
     return ("not equivalent", first[1]) if why else first
 
@@ -119,17 +165,25 @@ def main() -> int:
         "mutants need a package not yet imported"
     )
     usual = known(graphs, options.jobs)
-    print(f"{len(chosen)} of {len(among)} mutants, {len(usual)} graphs: {time.perf_counter() - start:.0f} s")
-    reached = [[one for one in usual if not m.function or (m.module, m.line) in one[1].lines] for m in chosen]
-    tasks = [
-        lambda out, m=m, graphs=graphs: judge(m, graphs, not options.no_tests, out)
-        for m, graphs in zip(chosen, reached, strict=True)
-    ]
+    tests = [] if options.no_tests else known_tests(graphs[0], options.jobs)
+    print(f"{len(chosen)} of {len(among)} mutants, {len(usual)} graphs, {len(tests)} tests", end="")
+    print(f": {time.perf_counter() - start:.0f} s", flush=True)
+
+    reached = [any(reaches(one, m) for one in (*usual, *tests)) for m in chosen]
+
+    def task(mutation: Mutation) -> Task:
+        def run(out: IO[str]) -> None:
+            graphs = unlike((one for one in usual if reaches(one, mutation)), GRAPH_SECONDS)
+            checks = unlike((one for one in tests if reaches(one, mutation)), TEST_SECONDS)
+            judge(mutation, graphs, [test.name for test in checks], out)
+
+        return run
+
     counts: Counter[tuple[str, str]] = Counter()
     bad, failing = [], set[str]()
-    for number, found, status in forked(tasks, options.jobs):
+    for number, found, status in forked([task(m) for m in chosen], options.jobs):
         mutation = chosen[number]
-        what, by = verdict(mutation, found, status, len(reached[number]))
+        what, by = verdict(mutation, found, status, reached[number])
         line = f"{what:20} {mutation}  [{by}]"
         print(line, flush=True)
         counts[mutation.module.split(".")[1], what] += 1

@@ -1,6 +1,77 @@
-"""Mutations that change no result, and why."""
+"""Mutations that change no result, and why.
+
+A mutation that a graph or a test does notice is reported as "not equivalent": the reason is wrong then.
+"""
 
 from __future__ import annotations
 
-EQUIVALENT: dict[str, str] = {}
+_PACKAGE = "mhf_compile."
+
+_REASONS: dict[str, dict[str, str]] = {
+    "it only decides sooner what follows decides as well": {
+        "notation.terms:pinned": "return term -> pass",
+        "reading.reader:_with_deltas": "return term -> pass",
+        "notation.sizes:times": "a * b if isinstance(a, int) and isinstance(b, int) else"
+        " size_of(sympy.expand(a * b)) -> size_of(sympy.expand(a * b))",
+    },
+    "it only tells the type checker what holds: before folding no leaf is of a stack": {
+        "matching.normal_form:_score": "isinstance(operand.value, Value) and operand.value.op is not None and"
+        " operand.value.op.random -> operand.value.op is not None and operand.value.op.random",
+        "reading.activations:_canonical": "isinstance(leaf.value, Value) and (rule :="
+        " reader.rule(leaf.value)) and (rule.kind in (Kind.MOVE, Kind.JOIN)) ->"
+        " (rule := reader.rule(leaf.value)) and rule.kind in (Kind.MOVE, Kind.JOIN)",
+    },
+    "it only tells the type checker what holds: a function that a rule gives is one of an entry": {
+        "reading.activations:_operand": "isinstance(factor, Func) and isinstance(factor.argument, Leaf) ->"
+        " isinstance(factor, Func)",
+    },
+    "it only tells the type checker what holds: a value without an operation has no rule": {
+        "reading.reader:Reader.definition": "rule is None or value.op is None -> rule is None",
+    },
+    "the order of the two does not matter": {
+        "notation.index:Index.last": "times(stride, axis.size) -> times(axis.size, stride)",
+        "reading.activations:_same_entry": "numbering.same(a.value, b.value) ->"
+        " numbering.same(b.value, a.value)",
+    },
+    "there is only one": {
+        "matching.unify:_Roles._operand": "_same_tensor(self.numbering, twin, leaves[0]) ->"
+        " _same_tensor(self.numbering, twin, leaves[-1])",
+        "reading.moves:transposed": "op.args[0].rank -> op.args[-1].rank",
+    },
+    "mul has two arguments": {
+        "reading.algebra:product": "for operand in op.args[:2] -> for operand in op.args[:]",
+    },
+    "the parts of a stack have one shape": {
+        "notation.fold:Stacked.shape": "self.parts[0] -> self.parts[-1]",
+    },
+    "there is a term at least, and coefficients are fractions": {
+        "reading.entries:multiply": "math.prod((t.coefficient for t in terms), start=Fraction(1)) ->"
+        " math.prod((t.coefficient for t in terms))",
+    },
+    "the same points: with each step its negative is there": {
+        "reading.expression:_around": "centres[:, None] + torch.cat([torch.zeros(1, dtype=torch.float64,"
+        " device='cpu'), steps, -steps]) -> centres[:, None] - torch.cat([torch.zeros(1, dtype=torch.float64,"
+        " device='cpu'), steps, -steps])",
+    },
+    "a point is looked at once, however often it is found": {
+        "reading.expression:_changes": "torch.zeros(1, dtype=torch.float64, device='cpu') ->"
+        " torch.zeros(2, dtype=torch.float64, device='cpu')",
+    },
+    "all entries are met in one phase, whatever it is called": {
+        "reading.reader:read.step": "(terms, 'all') -> (terms, '')",
+    },
+    "a mark that is no operand's name, and is not shown": {
+        "matching.unify:": "'score' -> ''",
+    },
+    "of a stage all reasons have a size, or none": {
+        "matching.reasons:Progress": "0 -> -1",
+    },
+}
+"""For each reason the mutations: the function of each, and what becomes what."""
+
+EQUIVALENT: dict[str, str] = {
+    f"{_PACKAGE}{function}: {change}": reason
+    for reason, changes in _REASONS.items()
+    for function, change in changes.items()
+}
 """The reason for each, by the key of the mutation."""

@@ -1,4 +1,4 @@
-"""What becomes of the graphs, and of a room's own tests, where the package is imported with a mutation.
+"""What becomes of the graphs, and then of the rooms' tests, where the package is imported with a mutation.
 
 All of it runs in a process of its own, in which ``mhf_compile`` is not yet imported.
 """
@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import ast
 import builtins
-import contextlib
 import importlib.machinery
 import json
 import logging
-import os
 import re
 import resource
 import signal
@@ -32,12 +30,13 @@ PACKAGE = "mhf_compile"
 ROOMS = ("notation", "reading", "matching")
 
 SECONDS = 20
-"""What a graph may take: a mutant that takes longer does not end."""
-TEST_SECONDS = 300
+"""What a graph may take of a processor: a mutant that takes longer does not end."""
+TESTS_SECONDS = 300
+"""And all tests of a mutant."""
 MEMORY = 8 << 30
 """Bytes that a mutant may take."""
 
-AFTER = 5
+AFTER = 3
 """How many graphs are still looked at when a mutant is found out: for a wrong result, which is worse."""
 
 ROUNDING = 0.05
@@ -61,13 +60,23 @@ class Said(TypedDict):
     failure: str  # what was raised, in the analysis or in the rewritten graph
 
 
-@dataclass(frozen=True)
-class Known:
-    """What the package does to a graph without a mutation, the lines that it runs, and the time it takes."""
+Line = tuple[str, int]
+"""A module, and a line of it where a statement starts."""
 
+
+@dataclass(frozen=True)
+class KnownGraph:
+    """A graph, what the package does to it without a mutation, the lines that it runs, and its seconds."""
+
+    graph: Graph
     said: Said
-    lines: frozenset[tuple[str, int]]
-    seconds: float
+    lines: frozenset[Line]
+    seconds: float  # of a processor
+
+    @property
+    def cost(self) -> float:
+        """What it takes, as a number that is the same each time."""
+        return len(self.graph.module.graph.nodes)
 
 
 def source(module: str) -> tuple[str, str]:
@@ -141,30 +150,38 @@ def _error(found: Sequence[Tensor | None], expected: Sequence[Tensor | None]) ->
     return max(errors)
 
 
-def learn(graphs: Sequence[Graph], out: IO[str]) -> None:
-    """Write what the package does to graphs without a mutation, a line of JSON each, with the lines that run.
+def listen(graph: Graph) -> tuple[set[Line], set[Line]]:
+    """The lines that run from now on, and those that run for the first graph only, whichever it is.
 
-    The first graph comes twice: what ran only the first time, as of the patterns, runs for any graph.
+    They are of what is read once, as the patterns are.
     """
-    lines: set[tuple[str, int]] = set()
+    lines: set[Line] = set()
     plant({module: marked(module, source(module)[0]) for module in modules()})
     builtins.__ran__ = lambda *line: lines.add(line)  # type: ignore[attr-defined]
-    say(graphs[0])
-    once = lines.copy()
+    say(graph)
+    first = lines.copy()
+    lines.clear()
+    say(graph)
+    once = first - lines
+    lines.clear()
+    return lines, once
+
+
+def learn(graphs: Sequence[Graph], out: IO[str]) -> None:
+    """Write what the package does to graphs, not mutated, a line of JSON each, with the lines it runs."""
+    lines, once = listen(graphs[0])
     for graph in graphs:
         lines.clear()
-        start = time.perf_counter()
+        start = time.process_time()
         said = say(graph)
-        seconds = time.perf_counter() - start
-        if graph is graphs[0]:
-            once -= lines
+        seconds = time.process_time() - start
         print(json.dumps([said, sorted(lines | once), seconds]), file=out, flush=True)
 
 
-def judge(mutation: Mutation, graphs: Sequence[tuple[Graph, Known]], tests: bool, out: IO[str]) -> None:
+def judge(mutation: Mutation, graphs: Sequence[KnownGraph], tests: Sequence[str], out: IO[str]) -> None:
     """Write how a mutant differs on graphs, a line of JSON each: a verdict and what it is by.
 
-    Then, of one that nothing has found out, what the room's own tests say, if wanted.
+    Then, of one that nothing has found out, which of some tests fails.
     """
     logging.disable()
     plant({mutation.module: mutated(mutation, source(mutation.module)[0])})
@@ -174,22 +191,23 @@ def judge(mutation: Mutation, graphs: Sequence[tuple[Graph, Known]], tests: bool
     def write(verdict: str, by: str) -> None:
         print(json.dumps([verdict, by]), file=out, flush=True)
 
-    for graph, known in graphs:
-        signal.alarm(SECONDS)
-        said = say(graph)
+    for known in graphs:
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        said = say(known.graph)
         verdict, by = differs(said, known.said)
         if verdict:
-            write(verdict, f"{graph.name}: {by}")
+            write(verdict, f"{known.graph.name}: {by}")
         if verdict in ("wrong value", "wrong gradient"):
             return
         remaining -= bool(verdict) or remaining < AFTER
         if remaining < 0:
             return
     if tests and remaining == AFTER:
+        from tests.mutation.suite import first_failure
+
         logging.disable(logging.NOTSET)
-        signal.alarm(TEST_SECONDS)
-        failed = first_failure([f"tests/{mutation.module.split('.')[1]}"])
-        if failed:
+        signal.setitimer(signal.ITIMER_PROF, TESTS_SECONDS)
+        if failed := first_failure(tests):
             write("found by a test", failed)
 
 
@@ -215,26 +233,3 @@ def differs(said: Said, known: Said) -> tuple[str, str]:
         new = [entry for entry in said["report"] if entry not in known["report"]]
         return "found by a test", f"says {new[0][-1] if new and len(new[0]) == 2 else new[:1] or 'less'}"
     return "", ""
-
-
-class _First:
-    """A plugin of pytest that notes the first failure."""
-
-    failed = ""
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.failed and not self.failed:
-            self.failed = report.nodeid
-
-    def pytest_collectreport(self, report: Any) -> None:
-        self.pytest_runtest_logreport(report)
-
-
-def first_failure(tests: Sequence[str]) -> str:
-    """The first of some tests that fails, "" where none does."""
-    import pytest
-
-    first = _First()
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests], [first])
-    return first.failed

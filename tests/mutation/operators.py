@@ -277,15 +277,12 @@ def _variants(node: ast.AST, parent: ast.AST) -> Iterator[ast.AST]:
                 yield _with(node, lower=None)
             if upper is not None:
                 yield _with(node, upper=None)
-        case ast.Subscript(slice=ast.Constant(0), ctx=ast.Load()):
-            yield _with(node, slice=ast.UnaryOp(ast.USub(), ast.Constant(1)))
         case ast.Subscript(slice=ast.UnaryOp(ast.USub(), ast.Constant(1)), ctx=ast.Load()):
             yield _with(node, slice=ast.Constant(0))
         case ast.Call():
             yield from _calls(node)
         case ast.Tuple(elts, ast.Load()) | ast.List(elts, ast.Load()) if len(elts) > 1:
-            among = isinstance(parent, ast.Compare)  # where the order does not matter
-            if not among and not any(isinstance(entry, ast.Starred) for entry in elts[:2]):
+            if not _has_no_order(parent) and not any(isinstance(entry, ast.Starred) for entry in elts[:2]):
                 yield _with(node, elts=[elts[1], elts[0], *elts[2:]])
             if all(isinstance(entry, ast.Constant) for entry in elts):
                 yield _with(node, elts=elts[:-1])
@@ -302,6 +299,14 @@ def _variants(node: ast.AST, parent: ast.AST) -> Iterator[ast.AST]:
             yield ast.Pass()
         case ast.Assign([ast.Attribute() | ast.Subscript()]):
             yield ast.Pass()
+
+
+def _has_no_order(parent: ast.AST) -> bool:
+    """Whether what is in a node is compared with a value, or made a set."""
+    match parent:
+        case ast.Compare() | ast.Call(ast.Name("set" | "frozenset")):
+            return True
+    return False
 
 
 def _constants(value: object) -> Iterator[object]:

@@ -30,6 +30,7 @@ CHANGES = {
     "x.startswith(y)": {"x.endswith(y)"},
     "(x, y)": {"(y, x)"},
     "{x, y}": {"{x}"},
+    "frozenset([x, y])": set(),
     "{x: y, y: z}": {"{x: y}"},
     "[a for a in x if y]": {"[a for a in x]"},
     "f(True)": {"f(False)"},
@@ -108,6 +109,11 @@ def test_where() -> None:
     assert ("", "LIMIT = 5", "LIMIT = 6") in found or ("", "5", "6") in found
     assert ("A.f.g", "y * 2", "y + 2") in found
     assert not any("Alias" in before or "method" in before for _, before, _ in found)
+
+
+def test_no_mutation_is_made_twice() -> None:
+    found = [m.key for m in mutations("module", "def f(x):\n    return x[0], x[-1], x[1:]\n")]
+    assert not any(key.endswith("#2") for key in found)
 
 
 def test_what_is_mutated_runs() -> None:

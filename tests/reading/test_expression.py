@@ -27,6 +27,11 @@ def test_values_are_not_enough() -> None:
     assert identify(((ONE, (Call("relu", PLUS),)),)) == Known("relu")
 
 
+def test_a_sum_of_nothing_is_zero_at_every_point() -> None:
+    points = torch.linspace(-4, 4, 33, dtype=torch.float64)
+    assert torch.equal(evaluate((), points), torch.zeros_like(points))
+
+
 def test_an_expression_of_a_function_without_a_meaning_is_none() -> None:
     expression: Expression = ((Fraction(1, 2), (X(), Call("mish", MINUS))),)
     assert text(expression) == "0.5*x*mish(-1*x)"
