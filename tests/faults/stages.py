@@ -32,8 +32,8 @@ from mhf_compile.matching import search as match
 from mhf_compile.reading import activations as activation
 from mhf_compile.reading import reader as read
 from mhf_compile.report.report import Report
-from mhf_compile.rewriting import field, plan, region, replay, surgery
 from mhf_compile.rewriting import operands as build
+from mhf_compile.rewriting import plan, region, replay, surgery
 from mhf_compile.rewriting import proof as prove
 from mhf_compile.tape import interpreter, template
 from mhf_compile.tape.recorder import fake_mode_of
@@ -207,7 +207,7 @@ STAGES: dict[str, tuple[object, str]] = {
     "region": (region.Region, "__init__"),
     "region's check": (plan, "check"),
     "proof": (prove, "prove"),
-    "a table of the proof": (field, "table"),
+    "a table of the proof": (replay, "table"),
     "an operation of the proof": (replay.Replay, "_run"),
     "an operand is built": (build.Builder, "operand"),
     "replace": (surgery.Surgeon, "replace"),
