@@ -69,7 +69,7 @@ def test_stacked_tensors_are_entries_of_their_parts():
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_is_pytorchs_and_its_slope_is_no_less_than_that_of_the_function(name):
     def function(x):
-        if name == "identity":
+        if name in ("", "identity"):
             return x * 1
         if name == "gelu_tanh":
             return torch.nn.functional.gelu(x, approximate="tanh")

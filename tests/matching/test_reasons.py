@@ -95,7 +95,9 @@ def test_a_width_that_is_not_contracted_is_no_match() -> None:
 
 # -- of several the nearest ----------------------------------------------------------------------------------
 
-ANCHOR: Any = SimpleNamespace(op=SimpleNamespace(state=SimpleNamespace(transforms=()), scope=None))
+ANCHOR: Any = SimpleNamespace(
+    op=SimpleNamespace(state=SimpleNamespace(transforms=()), scope=None), plain=True
+)
 
 
 def test_a_later_stage_is_nearer_and_within_one_a_larger_size() -> None:
@@ -113,6 +115,16 @@ def test_a_later_stage_is_nearer_and_within_one_a_larger_size() -> None:
     ]
     assert sorted(order[::-1]) == order
     assert {progress.stage for progress in order} == set(Stage)
+
+
+def test_what_a_subclass_computes_is_told_before_the_rest() -> None:
+    anchor: Any = SimpleNamespace(op=ANCHOR.op, plain=False, handle=SimpleNamespace(tensor=Subclass()))
+    told = nearest(anchor, [NoMatch("near", progress=OBSTACLE)], None, False)
+    assert told.reason.startswith("it is computed on a Subclass, a tensor subclass")
+
+
+class Subclass:
+    pass
 
 
 @pytest.mark.parametrize("swapped", [False, True])
