@@ -142,12 +142,27 @@ def test_pieces_change_no_verdict(name: str) -> None:
     check()
 
 
+BIASED_PIECES = "production-bert_chunked_feed_forward"
+"""The law does not hold of it yet: see the gap below."""
+
+
 @settings(BOUNDED, max_examples=60)
 @given(st.data())
 def test_edits_change_no_verdict_on_what_people_write(data: st.DataObject) -> None:
-    name = data.draw(st.sampled_from(sorted(CASES)))
+    name = data.draw(st.sampled_from(sorted(CASES.keys() - {BIASED_PIECES})))
     base = case_program(name)
     check_law(base, data.draw(edited(base, LAW)))
+
+
+@pytest.mark.xfail(strict=True, reason="a gap: a bias that is an addition of its own ends what is read")
+def test_a_bias_is_added_in_one_of_several_pieces() -> None:
+    def program(x: Tensor, k: Tensor, v: Tensor, b: Tensor) -> Tensor:
+        one, other = (torch.nn.functional.gelu(piece @ k) for piece in x.chunk(2))
+        return torch.cat([one @ v + b, torch.addmm(b, other, v)])
+
+    given = (torch.randn(6, 4), torch.randn(4, 7), torch.randn(7, 5), torch.randn(5))
+    report = mhf_compile.explain(program, *given, options={"flashmhf.dense": "always"})
+    assert len(report.rewrites) == 1
 
 
 def test_what_is_rewritten_is_a_copy() -> None:
