@@ -1,6 +1,7 @@
 """What the README and the documents show: programs run, reports are as printed, links lead somewhere."""
 
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def test_the_report_is_as_printed(tmp_path, monkeypatch, capsys):
     command, _, promised = the(SESSIONS, "explain").partition("\n")
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "small", None)  # the command imports it; afterwards it is gone
     words = command.removeprefix("$ python -m mhf_compile ").split()
     main([word.replace("small.py", str(tmp_path / "small.py")) for word in words])
     printed = capsys.readouterr().out
