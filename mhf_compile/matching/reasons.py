@@ -9,7 +9,7 @@ from typing import NamedTuple
 from mhf_compile import notation
 from mhf_compile.notation import Axis, Func, Leaf, Term
 from mhf_compile.patterns.pattern import RESULT, Pattern, Purpose
-from mhf_compile.reading.reader import DTYPES
+from mhf_compile.reading.reader import FLOATS
 from mhf_compile.reading.rules import RULES
 from mhf_compile.tape.values import Op, Value
 
@@ -128,7 +128,7 @@ def not_linear(op: Op, value: Value) -> NoMatch:
         return randomness(op, value)
     if op.name == "_to_copy":
         return NoMatch(f"it is cast to {str(value.dtype).removeprefix('torch.')}", value)
-    others = [v.dtype for v in op.inputs if v.dtype not in DTYPES]
+    others = [v.dtype for v in op.inputs if v.dtype not in FLOATS]
     if op.name in RULES and others:
         dtype = str(others[0]).removeprefix("torch.")
         return NoMatch(f"it is combined ({op.name}) with a tensor of {dtype}", value)

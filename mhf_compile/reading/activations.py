@@ -28,7 +28,7 @@ from mhf_compile.reading.expression import (
     varies,
 )
 from mhf_compile.reading.numbering import ValueNumbering
-from mhf_compile.reading.reader import DTYPES, Reader, entry_axes
+from mhf_compile.reading.reader import FLOATS, Reader, entry_axes
 from mhf_compile.reading.rules import ALGEBRA, ELEMENTWISE, PARTS, RULES, Kind, Rule
 from mhf_compile.tape.tape import Tape
 from mhf_compile.tape.values import Op, Value
@@ -122,7 +122,7 @@ class Activations:
         tagged = op.func is not None and torch.Tag.pointwise in op.func.tags
         pointwise = tagged or op.name == "_prelu_kernel"  # which PyTorch does not tag
         scores = [v for v in op.inputs if v in self._scores and v.shape == value.shape]
-        if pointwise and scores and value.dtype in DTYPES and value.output == 0:
+        if pointwise and scores and value.dtype in FLOATS and value.output == 0:
             self.anchors[value] = op.name.removeprefix("_")
             self._arguments[value] = scores[0]
 

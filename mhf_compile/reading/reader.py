@@ -20,7 +20,7 @@ from mhf_compile.reading.entries import Indices, multiply
 from mhf_compile.reading.rules import RULES, Kind, Rule
 from mhf_compile.tape.values import Op, Value
 
-DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 """The dtypes between which a cast is the identity; integers and float8 round what they hold."""
 
 TERM_LIMIT = 4096
@@ -89,7 +89,7 @@ class Reader:
             return None
         if value.requires_grad and not op.state.grad_enabled:
             return None  # a parameter that is written to: its gradient does not go to what is written
-        if any(not v.plain or v.dtype not in DTYPES for v in (value, *op.inputs)):
+        if any(not v.plain or v.dtype not in FLOATS for v in (value, *op.inputs)):
             return None
         return RULES[op.name]
 
