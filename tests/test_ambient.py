@@ -39,6 +39,7 @@ def test_each_state_alone(example: Ambient) -> None:
 REWRITTEN = [
     Ambient("layered", call="checkpoint"),
     Ambient("layered", call="reentrant_checkpoint"),
+    Ambient("layered", call="forward_mode", grad=False),
     Ambient("layered", around=("hooks",)),
     Ambient("layered", around=("no_hooks",)),
     Ambient("layered", within=("inference_mode",)),

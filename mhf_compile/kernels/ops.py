@@ -9,10 +9,11 @@ Registered by importing this module, and by nothing else in the package.
 
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from mhf_compile.kernels.activations import ACTIVATIONS
 from mhf_compile.kernels.support import DTYPES, unsupported
@@ -63,8 +64,8 @@ def flash_mhf(
 
     Differentiable twice in all tensors; backward recomputes gate and up from the operands, which are all it
     saves. Products accumulate, and the elementwise chain runs, in float32 (float64 for float64). A second
-    derivative runs the plain formula and does write wide tensors. Forward-mode differentiation raises
-    NotImplementedError. Autocast does not change the dtypes: cast the operands to one dtype first.
+    derivative, and forward-mode differentiation, run the plain formula and do write wide tensors. Autocast
+    does not change the dtypes: cast the operands to one dtype first.
 
     Args:
         q: [B, T, H, D], tokens split into heads. float16, bfloat16 or float32; on CPU also float64.
@@ -210,14 +211,8 @@ torch.library.register_fake("mhf::flash_mhf", _forward_fake, lib=_library)
 torch.library.register_fake("mhf::flash_mhf_backward", _backward_fake, lib=_library)
 
 
-def _no_forward_mode(ctx: Any, *tangents: Tensor | None) -> NoReturn:
-    raise NotImplementedError("mhf::flash_mhf has no forward-mode derivative; use reverse mode")
-
-
 class _Forward(torch.autograd.Function):
     """Autograd of `mhf::flash_mhf`."""
-
-    jvp = staticmethod(_no_forward_mode)
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
@@ -228,6 +223,7 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:7])
+        ctx.save_for_forward(*inputs[:7])
         ctx.constants = inputs[7:10]
         ctx.workspace = inputs[10] if len(inputs) > 10 else None
 
@@ -238,11 +234,16 @@ class _Forward(torch.autograd.Function):
         others = len(ctx.needs_input_grad) - 7
         return *(next(grads) if need else None for need in needs), *[None] * others
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        """By the plain formula."""
+        formula = _of_present(lambda *operands: _formula(operands, *ctx.constants), ctx.saved_tensors)
+        out: Tensor = _directional(formula, ctx.saved_tensors, tangents)
+        return out
+
 
 class _Backward(torch.autograd.Function):
     """Autograd of `mhf::flash_mhf_backward`, by the plain formula differentiated twice."""
-
-    jvp = staticmethod(_no_forward_mode)
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
@@ -252,28 +253,59 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs[:8])
+        ctx.save_for_forward(*inputs[:8])
         ctx.constants, ctx.needs = inputs[8:11], inputs[11]
 
     @staticmethod
-    def backward(ctx: Any, *grad_grads: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any) -> Callable[..., list[Tensor]]:
+        """What the operator returns, as a function of those of its tensors that there are."""
         constants, needs = ctx.constants, ctx.needs
-        present = [x is not None for x in ctx.saved_tensors]
+        operands = ctx.saved_tensors[1:]
+        wanted = [need for need, x in zip(needs, operands, strict=True) if x is not None]
 
         def gradients(grad: Tensor, *tensors: Tensor) -> list[Tensor]:
-            def formula(*tensors: Tensor) -> Tensor:
-                given = iter(tensors)
-                return _formula((next(given) if there else None for there in present[1:]), *constants)
-
+            formula = _of_present(lambda *given: _formula(given, *constants), operands)
             grads = torch.func.vjp(formula, *tensors)[1](grad)
-            return [x for x, need in zip(grads, _given(needs, present[1:]), strict=True) if need]
+            return [x for x, want in zip(grads, wanted, strict=True) if want]
 
-        seconds = iter(torch.func.vjp(gradients, *_given(ctx.saved_tensors, present))[1](list(grad_grads)))
+        return gradients
+
+    @staticmethod
+    def backward(ctx: Any, *grad_grads: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = [x for x in ctx.saved_tensors if x is not None]
+        seconds = iter(torch.func.vjp(_Backward.gradients(ctx), *tensors)[1](list(grad_grads)))
         others = len(ctx.needs_input_grad) - 8
-        return *(next(seconds) if there else None for there in present), *[None] * others
+        return *(None if x is None else next(seconds) for x in ctx.saved_tensors), *[None] * others
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        return tuple(_directional(_Backward.gradients(ctx), ctx.saved_tensors, tangents))
 
 
-def _given(values: Iterable[T], present: Iterable[bool]) -> list[T]:
-    return [x for x, there in zip(values, present, strict=True) if there]
+def _of_present(function: Callable[..., T], operands: Sequence[Tensor | None]) -> Callable[..., T]:
+    """A function of operands, as one of those of them that there are."""
+    present = [x is not None for x in operands]
+
+    def of_present(*tensors: Tensor) -> T:
+        given = iter(tensors)
+        return function(*(next(given) if there else None for there in present))
+
+    return of_present
+
+
+def _directional(
+    function: Callable[..., Any], operands: Sequence[Tensor | None], tangents: Sequence[Tensor | None]
+) -> Any:
+    """The derivative of a function of the operands that there are, in the direction of their tangents.
+
+    It is the gradient in w of the gradient of w * function, which is linear in w: PyTorch has no forward mode
+    inside forward mode.
+    """
+    pairs = [(x, t) for x, t in zip(operands, tangents, strict=False) if x is not None]
+    result, pullback, *_ = torch.func.vjp(function, *(x for x, _ in pairs))
+    direction = tuple(torch.zeros_like(x) if t is None else t.to(x.dtype) for x, t in pairs)
+    (derivative,) = torch.func.vjp(pullback, tree_map(torch.zeros_like, result))[1](direction)
+    return derivative
 
 
 def _formula(operands: Iterable[Any], activation: str, gate_scale: float, scale: float) -> Tensor:

@@ -42,7 +42,7 @@ def call(case):
 )
 def test_first_and_second_derivatives(activation, gated):
     case = Case(**{**vars(TINY), "activation": activation, "gated": gated})
-    assert torch.autograd.gradcheck(call(case), leaves(case))
+    assert torch.autograd.gradcheck(call(case), leaves(case), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(call(case), leaves(case))
 
 
@@ -140,10 +140,20 @@ def test_autocast_changes_no_dtype():
         assert call(CASES["plain"])(*xs).dtype == torch.float32
 
 
-def test_forward_mode_raises():
-    q, *rest = (x.detach() for x in leaves(TINY))
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
-        call(TINY)(forward_ad.make_dual(q, q), *rest)
+def test_forward_mode_over_reverse():
+    q, k, u, v, *_ = leaves(TINY)
+    direction = torch.linspace(-1, 1, q.numel(), dtype=q.dtype).view_as(q)
+
+    def gradients(q):
+        loss = call(TINY)(q, k, u, v.detach()).square().sum()
+        return torch.autograd.grad(loss, (q, k, u), create_graph=True)
+
+    with forward_ad.dual_level():
+        dual = gradients(forward_ad.make_dual(q, direction))
+        found = [forward_ad.unpack_dual(x).tangent for x in dual]
+    ahead, behind = (gradients((q + step * direction).detach().requires_grad_()) for step in (1e-5, -1e-5))
+    for x, a, b in zip(found, ahead, behind, strict=True):
+        torch.testing.assert_close(x, (a - b) / 2e-5, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacfwd, torch.func.jacrev])

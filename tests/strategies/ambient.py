@@ -170,6 +170,12 @@ def in_threads(program: Program, *args: Tensor) -> Any:
     return torch.stack(results)
 
 
+def in_forward_mode(program: Program, x: Tensor, *args: Tensor) -> Any:
+    """The derivative in the direction of x."""
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(program(forward_ad.make_dual(x, x.detach()), *args)).tangent
+
+
 CALLS: dict[str, Program] = {
     "plainly": lambda f, *args: f(*args),
     "checkpoint": lambda f, *args: checkpoint(f, *args, use_reentrant=False),
@@ -178,6 +184,7 @@ CALLS: dict[str, Program] = {
     "vmap": lambda f, x, *args: torch.vmap(lambda row: f(row, *args))(torch.stack([x, 2 * x])),
     "func_grad": lambda f, x, *args: torch.func.grad(lambda y: f(y, *args).sum())(x),
     "func_jvp": lambda f, x, *args: torch.func.jvp(lambda y: f(y, *args), (x,), (x,))[1],
+    "forward_mode": in_forward_mode,
     "no_tokens": lambda f, x, *args: f(x[:0], *args),
 }
 
