@@ -21,6 +21,7 @@ from mhf_compile.models import CONFIGS, FlashMHF, LanguageModel, ModelConfig
 SEQUENCE = 512  # longest sequence of a batch, in tokens
 LEARNING_RATE = 0.005
 BACKEND = "flashmhf"
+INNER = ("aot_eager", "inductor", "eager")
 
 Network = Callable[[Tensor], Tensor]
 
@@ -34,6 +35,7 @@ class Settings:
         steps: training steps.
         tokens: bytes of text in a step.
         device, dtype: torch's names.
+        inner: the backend that compiles what is not rewritten.
         whole: whether the model is compiled as one graph, not block by block.
     """
 
@@ -42,6 +44,7 @@ class Settings:
     tokens: int
     device: str
     dtype: str
+    inner: str = INNER[0]
     whole: bool = False
 
 
@@ -75,7 +78,7 @@ def train(settings: Settings, compiled: bool) -> Run:
     torch.manual_seed(0)
     model = LanguageModel(settings.model, FlashMHF).to(settings.device, getattr(torch, settings.dtype))
     if compiled:
-        compile_model(model, settings.whole)
+        compile_model(model, settings)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     batches = text_batches(settings)
 
@@ -111,15 +114,15 @@ def train(settings: Settings, compiled: bool) -> Run:
     )
 
 
-def compile_model(model: LanguageModel, whole: bool) -> None:
+def compile_model(model: LanguageModel, settings: Settings) -> None:
     """Compile the blocks of a model, or all of it as one graph; its calls then run what was compiled.
 
     All blocks run the same code, and weights are inputs of a graph: what the first block compiles serves
     them all. A feed-forward network that is not found makes the first call fail.
     """
-    parts: Sequence[nn.Module] = [model] if whole else list(model.blocks)
+    parts: Sequence[nn.Module] = [model] if settings.whole else list(model.blocks)
     for part in parts:
-        options = {"flashmhf.require": len(model.blocks) // len(parts)}
+        options = {"flashmhf.require": len(model.blocks) // len(parts), "flashmhf.inner": settings.inner}
         part.compile(backend=BACKEND, fullgraph=True, options=options)
 
 
@@ -154,7 +157,8 @@ def compare(settings: Settings) -> None:
     print("\nEager", flush=True)
     eager = in_fresh_process(train, settings, compiled=False)
     what = "model" if settings.whole else "block"
-    print(f"\n{what}.compile(backend={BACKEND!r}, fullgraph=True)", flush=True)
+    options = {"flashmhf.inner": settings.inner}
+    print(f"\n{what}.compile(backend={BACKEND!r}, fullgraph=True, options={options})", flush=True)
     compiled = in_fresh_process(train, settings, compiled=True)
 
     print(f"\n{usage(settings, compiled.graphs)}\n{compiled.report}")
@@ -220,7 +224,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="train a FlashMHF language model, eager and compiled, and compare",
         description="Train a FlashMHF language model on Python's own documentation, read as bytes, from one "
         "seed twice: eager, and compiled with backend='flashmhf', block by block. Print what was rewritten, "
-        "the losses, and what a step costs in memory and time.",
+        "the losses, and what a step costs in memory and time. To start soon, and without a C++ compiler, "
+        "what is not rewritten runs as in eager mode: --inner inductor compiles it as well.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--config", choices=CONFIGS, default="128M", help="size of the model")
@@ -230,6 +235,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the weights")
 
+    parser.add_argument(
+        "--inner", choices=INNER, default=INNER[0], help="what compiles the rest of the model"
+    )
     parser.add_argument("--whole", action="store_true", help="compile the whole model as one graph")
 
     def run(options: argparse.Namespace) -> None:
@@ -238,7 +246,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
             parser.error(f"--steps times --tokens must be below {available}, the length of the text")
         model = CONFIGS[options.config]
         model = replace(model, layers=options.layers or model.layers)
-        compare(Settings(model, options.steps, options.tokens, options.device, options.dtype, options.whole))
+        names = ("steps", "tokens", "device", "dtype", "inner", "whole")
+        compare(Settings(model, **{name: getattr(options, name) for name in names}))
 
     parser.set_defaults(run=run)
 

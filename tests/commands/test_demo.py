@@ -26,6 +26,7 @@ TINY = ModelConfig(
         (["--device", "abacus"], "argument --device: must be one of cpu"),
         (["--dtype", "int8"], "float32"),
         (["--config", "7B"], "128M"),
+        (["--inner", "tvm"], "inductor"),
     ],
 )
 def test_bad_values_exit_with_2_and_say_what_is_allowed(arguments, message, capsys):
@@ -42,34 +43,36 @@ def test_batches_are_runs_of_text_one_byte_longer_than_their_sequences():
     assert bytes(batches[1][0].tolist()) in demo.documentation()
 
 
-@pytest.fixture
-def no_inductor(monkeypatch):
-    """The rewritten graphs run as they are: a C++ compiler takes its time."""
-    given = torch.nn.Module.compile
-
-    def quick(module, options, **others):
-        given(module, options={**options, "flashmhf.inner": "eager"}, **others)
-
-    monkeypatch.setattr(torch.nn.Module, "compile", quick)
+@pytest.fixture(params=[False, True], ids=["block", "whole"])
+def settings(request):
     torch._dynamo.reset()
+    return demo.Settings(TINY, steps=1, tokens=4, device="cpu", dtype="float32", whole=request.param)
 
 
-@pytest.mark.parametrize(("whole", "rewrites"), [(False, [1]), (True, [2])])
-def test_one_graph_serves_all_blocks(no_inductor, whole, rewrites):
+def test_one_graph_serves_all_blocks(settings):
     model = LanguageModel(TINY, FlashMHF)
     tokens = torch.randint(8, (1, 4))
     expected = model(tokens)
-    demo.compile_model(model, whole)
+    demo.compile_model(model, settings)
     torch.testing.assert_close(model(tokens), expected)
-    assert [len(report.rewrites) for report in mhf_compile.last_reports()] == rewrites
+    assert [len(report.rewrites) for report in mhf_compile.last_reports()] == [2 if settings.whole else 1]
 
 
-@pytest.mark.parametrize(("whole", "said"), [(False, "is 1, but 0 of 1 "), (True, "is 2, but 0 of 2 ")])
-def test_what_is_not_rewritten_makes_the_first_call_fail(no_inductor, whole, said):
+def test_what_is_not_rewritten_makes_the_first_call_fail(settings):
     model = LanguageModel(TINY, SwiGLU)
-    demo.compile_model(model, whole)
+    demo.compile_model(model, settings)
+    said = "is 2, but 0 of 2 " if settings.whole else "is 1, but 0 of 1 "
     with pytest.raises(Exception, match=rf"flashmhf\.require {said}"):
         model(torch.zeros(1, 4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("inner", demo.INNER)
+def test_what_is_not_rewritten_goes_to_the_inner_compiler(inner, monkeypatch):
+    given = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, options, **_: given.append(options))
+    model = LanguageModel(TINY, FlashMHF)
+    demo.compile_model(model, demo.Settings(TINY, 1, 4, "cpu", "float32", inner))
+    assert given == [{"flashmhf.require": 1, "flashmhf.inner": inner}] * 2
 
 
 def test_a_block_is_compiled_once_for_all():
