@@ -175,4 +175,4 @@ EXAMPLES = st.builds(
     grad=st.booleans(),
 )
 
-PROPERTIES = (Property(what_works_under_another_backend_works_under_this_one, EXAMPLES, 30),)
+PROPERTIES = (Property(what_works_under_another_backend_works_under_this_one, EXAMPLES, 20),)
