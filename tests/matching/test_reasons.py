@@ -175,3 +175,17 @@ def test_a_reason_is_the_message_of_its_error() -> None:
 
 def test_a_stack_of_tensors_is_no_value_of_the_program() -> None:
     assert value_of(Leaf(Stacked((torch.zeros(2),)), ())) is None
+
+
+@pytest.mark.parametrize(("activation", "told"), [(silu, True), (torch.sigmoid, False)])
+def test_a_change_of_grad_mode_is_told_of_what_is_evidently_an_activation(activation, told: bool) -> None:
+    """A sigmoid may be anything."""
+
+    def program(q, k1, u1, v1):
+        with torch.no_grad():
+            hidden = activation(torch.einsum("bthd,hfd->bthf", q, k1))
+        return torch.einsum("bthf,hfo->btho", hidden * torch.einsum("bthd,hfd->bthf", q, u1), v1)
+
+    misses = searched(program, *tensors("q k1 u1 v1"))
+    assert [isinstance(miss, Unmatched) and miss.is_pattern for miss in misses] == [True] * told
+    assert all("grad mode changes inside it" in str(miss.why) for miss in misses)

@@ -29,6 +29,9 @@ _REASONS: dict[str, dict[str, str]] = {
         "reading.reader:Reader.definition": "rule is None or value.op is None -> rule is None",
     },
     "the order of the two does not matter": {
+        "reading.algebra:convolution": "(Leaf(source, (batch, own, *places)), Leaf(weight, (channel, inner,"
+        " *(Index() for _ in places)))) -> (Leaf(weight, (channel, inner, *(Index() for _ in places))),"
+        " Leaf(source, (batch, own, *places)))",
         "notation.index:Index.last": "times(stride, axis.size) -> times(axis.size, stride)",
         "reading.activations:_same_entry": "numbering.same(a.value, b.value) ->"
         " numbering.same(b.value, a.value)",
