@@ -135,7 +135,9 @@ def identify(expression: Expression) -> Known | None:
             return None
         # Far out, eager may overflow where the op does not, and parts of its slope underflow.
         seen = found.isfinite().all(0) & torch.stack([torch.ones_like(sloped), sloped])
-        inside, added = (100 * torch.finfo(torch.float64).eps * m for m in _magnitudes(expression, x.detach()))
+        inside, added = (
+            100 * torch.finfo(torch.float64).eps * m for m in _magnitudes(expression, x.detach())
+        )
         for scale, (name, activation) in itertools.product(_scales(expression), ACTIVATIONS.items()):
             wanted = _with_slope(activation.function(float(scale) * x), x)
             largest = (wanted[0].abs() * near).argmax()

@@ -115,6 +115,8 @@ def _run(example: Ambient, compiled: Compile) -> Outcome:
         finally:
             found.seen.append(len(seen.kinds))
             found.fakes |= "FakeTensor" in seen.kinds
+    if found.error:  # PyTorch may leave a dispatcher with which nothing runs
+        return found
     after = world()
     found.random = after.pop("random")
     found.changed = [name for name in after if name != "generated code" and after[name] != before[name]]
