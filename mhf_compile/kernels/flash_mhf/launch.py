@@ -80,7 +80,10 @@ class Call:
         if name in self.forced:
             return self.forced[name]
         key = config.key(name, self.sizes)
-        return tuned.winners(self.target.name).get(key) or config.table(self.target.arch)[key][0]
+        candidates = config.table(self.target.arch)[key]
+        winner = tuned.winners(self.target.name).get(key)
+        order = candidates if winner is None else (winner, *candidates)
+        return config.fitting(name, self.sizes.tokens, order)[0]
 
     def parts(self, name: Kernel, pieces: int) -> int:
         """In how many parts a kernel over tokens splits what it walks over, so many pieces."""
@@ -167,7 +170,7 @@ class Call:
             "FAST": self.fast,
             "UPCAST": triton.knobs.runtime.interpret and self.q.dtype == torch.bfloat16,
             **columns,
-            **({"RESIDENT": tiles.resident} if name in ("forward", "decode") else {}),
+            **({"RESIDENT": tiles.resident} if name in ("forward", "decode", "dq") else {}),
             **({"COLLECTED": collected} if name == "dq" else {}),
             "num_warps": tiles.warps,
             "num_stages": tiles.stages,

@@ -65,6 +65,11 @@ def problems(
     return {key: sizes for key, sizes in rows.items() if key in config.table(arch)}
 
 
+def candidates_of(key: Key, sizes: Sizes, arch: str) -> tuple[Tiles, ...]:
+    """What is tried of a row: the candidates that may be used at so many tokens."""
+    return config.fitting(key[0], sizes.tokens, config.table(arch)[key])
+
+
 def trials(key: Key, sizes: Sizes, target: Target, device: torch.device, measure: Measure) -> list[Trial]:
     """Try all candidates of a row, in their order, on random operands; those that work are measured.
 
@@ -72,7 +77,7 @@ def trials(key: Key, sizes: Sizes, target: Target, device: torch.device, measure
     works if it agrees with the first that ran.
     """
     call, grad = _call(sizes, target, device)
-    kernel, candidates = key[0], config.table(target.arch)[key]
+    kernel, candidates = key[0], candidates_of(key, sizes, target.arch)
     first: list[Tensor] = []
     why: dict[Tiles, str] = {}
     works: dict[Tiles, list[Launch]] = {}
