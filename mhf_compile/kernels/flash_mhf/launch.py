@@ -79,11 +79,7 @@ class Call:
         """The tiles of one of the kernels."""
         if name in self.forced:
             return self.forced[name]
-        key = config.key(name, self.sizes)
-        candidates = config.table(self.target.arch)[key]
-        winner = tuned.winners(self.target.name).get(key)
-        order = candidates if winner is None else (winner, *candidates)
-        return config.fitting(name, self.sizes.tokens, order)[0]
+        return tuned.chosen(config.key(name, self.sizes), self.sizes.tokens, self.target)
 
     def parts(self, name: Kernel, pieces: int) -> int:
         """In how many parts a kernel over tokens splits what it walks over, so many pieces."""
