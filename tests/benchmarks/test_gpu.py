@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from benchmarks.gpu.protocol import DRY, FULL, Lab
 from benchmarks.gpu.results import Errors, Results
 from benchmarks.gpu.timing import DeviceLost, WallClock
 from tests.benchmarks.made import memory
+
+H100 = Path(gpu.__file__).parents[1] / "results/h100"
 
 PEERS = """
 import torch
@@ -188,6 +191,46 @@ def test_labels_move_apart_as_little_as_they_must():
     assert apart([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
     assert apart([0.2, 0.25, 0.32], 0.1) == pytest.approx([0.157, 0.257, 0.357], abs=1e-3)
     assert apart([], 0.1) == []
+
+
+def test_sizes_at_one_number_of_tokens_are_places_in_one_panel():
+    pytest.importorskip("matplotlib")
+    from benchmarks.gpu.panels import Panel, Point, Row, across
+
+    def panels(*tokens):
+        return [
+            Panel(
+                title,
+                [Point(name, n, 1.0, 1.0, 1.0) for name in ("eager", "flashmhf") for n in tokens],
+                ["why"],
+            )
+            for title in ("a", "b")
+        ]
+
+    row = across(Row("y", panels(1024)))
+    (panel,) = row.panels
+    assert (row.categories, panel.title, panel.notes) == (["a", "b"], "N 1k", ["a: why", "b: why"])
+    assert [(p.name, p.x) for p in panel.points] == [
+        ("eager", -0.15), ("flashmhf", 0.15), ("eager", 0.85), ("flashmhf", 1.15)
+    ]  # fmt: skip
+    for other in (Row("y", panels(1024, 2048)), Row("y", panels(1024)[:1])):
+        assert across(other) is other
+
+
+def test_the_results_of_an_h100_can_be_drawn_together(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    from benchmarks.gpu import plot
+
+    files = [str(file) for file in H100.glob("*.json") if file.name != "sweep.json"]
+    plot.main([*files, "--out", str(tmp_path)])
+    assert {file.stem for file in tmp_path.iterdir()} == set(plot.PICTURES)
+    with pytest.raises(SystemExit):
+        plot.main([files[0], files[0], "--out", str(tmp_path)])
+    assert "measured more than once" in capsys.readouterr().err
+    (tmp_path / "other.json").write_text('{"machine": {"gpu": "another"}}')
+    with pytest.raises(SystemExit):
+        plot.main([files[0], str(tmp_path / "other.json")])
+    assert "results of several machines: NVIDIA H100 80GB HBM3, another" in capsys.readouterr().err
 
 
 def test_time_that_is_up_leaves_the_rest_out_and_says_so(tmp_path):
