@@ -122,8 +122,14 @@ def _panel(axes: Axes, row: Row, panel: Panel, styles: Styles) -> None:
     if row.categories:
         _category_axis(axes, row.categories)
         if curves:
-            beyond = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}  # inside it would hide points
-            axes.legend(fontsize=8, frameon=False, labelcolor="linecolor", handletextpad=0.1, **beyond)
+            axes.legend(
+                fontsize=8,
+                frameon=False,
+                labelcolor="linecolor",
+                handletextpad=0.1,
+                loc="center left",
+                bbox_to_anchor=(1.0, 0.5),  # inside it would hide points
+            )
     else:
         _token_axis(axes, sorted({p.x for p in panel.points}))
         _label_ends(axes, curves, styles)
