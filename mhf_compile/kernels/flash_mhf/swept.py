@@ -5,7 +5,7 @@ may leave fields of `Tiles` out, which then have their default, or have null for
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,6 @@ import torch
 
 from mhf_compile.kernels.flash_mhf.config import KERNELS, Key, Sizes, Tiles
 
-FIELDS = Tiles._fields
 DEFAULTS = Tiles._field_defaults
 
 
@@ -137,11 +136,11 @@ def _problem(content: Mapping[str, Any]) -> Problem:
         (kernel, content["bytes"], content["columns"]),
         Sizes(**sizes),
         None if shipped is None else Tiles(**shipped),
-        tuple(_read_row(one, FIELDS) for one in content["rows"]),
+        tuple(map(_read_row, content["rows"])),
     )
 
 
-def _read_row(content: Mapping[str, Any], names: Sequence[str]) -> Row:
-    fields = {name: content[name] if name in content else DEFAULTS[name] for name in names}
+def _read_row(content: Mapping[str, Any]) -> Row:
+    fields = {name: content[name] if name in content else DEFAULTS[name] for name in Tiles._fields}
     ms = content.get("ms")
     return Row(fields, None if ms is None else ms / 1e3, content.get("why", ""))
