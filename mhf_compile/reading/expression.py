@@ -153,11 +153,11 @@ def identify(expression: Expression) -> Known | None:
 def _magnitudes(expression: Expression, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """How large the numbers are at points in an activation, and that an expression adds up.
 
-    Each is of the value, and of the slope.
+    The latter are those of the value and those of the slope.
     """
     size, added = x.abs(), sum((term.abs() for term in _products(expression, x)), start=torch.zeros_like(x))
     inside = 1 + size.clamp(max=90) ** 3  # what a cube in an activation is, until the activation is flat
-    return torch.stack([inside + size, inside]), torch.stack([added, added / size.clamp(min=1)])
+    return inside, torch.stack([added, added / size.clamp(min=1)])
 
 
 def _points(expression: Expression) -> tuple[torch.Tensor, torch.Tensor]:
