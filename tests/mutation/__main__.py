@@ -108,7 +108,7 @@ def known_tests(graph: Graph, jobs: int) -> list[KnownTest]:
 
 
 def reaches(one: KnownGraph | KnownTest, mutation: Mutation) -> bool:
-    return not mutation.function or (mutation.module, mutation.line) in one.lines
+    return mutation.imported or (mutation.module, mutation.line) in one.lines
 
 
 def unlike(among: Iterable[One], seconds: float) -> list[One]:

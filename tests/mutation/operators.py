@@ -37,6 +37,7 @@ class Mutation:
         path: where the node is.
         variant: which of the node's variants it becomes.
         number: how many like it come before it in its function.
+        imported: whether it is run when the module is imported, as what is in a class but in no function.
     """
 
     module: str
@@ -47,6 +48,7 @@ class Mutation:
     path: Way
     variant: int
     number: int = 0
+    imported: bool = False
 
     @property
     def key(self) -> str:
@@ -138,7 +140,10 @@ def _mutations(
             for number, new in enumerate(_variants(child, node)):
                 before, after = _texts(child, new, name, position, [*above, node])
                 if before != after and inside is not None:
-                    yield Mutation(module, within, inside.lineno, before, after, where, number)
+                    imported = not any(isinstance(outer, ast.FunctionDef) for outer in (*above, node))
+                    yield Mutation(
+                        module, within, inside.lineno, before, after, where, number, imported=imported
+                    )
             yield from _mutations(module, child, where, within, inside, [*above, node])
 
 
