@@ -16,7 +16,7 @@ from tests.kernels.battery import ACTIVATIONS, NAMES
 
 BLOCKED = ("blocked", "small blocks")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
-TRITON = (*ARCHITECTURES, *(f"{arch} in chunks" for arch in ARCHITECTURES))
+TRITON = (*ARCHITECTURES, *(f"{arch} in {what}" for what in ("chunks", "parts") for arch in ARCHITECTURES))
 WAYS = (*BLOCKED, *TRITON)
 """What computes a call: plain ATen, or the Triton kernels with the tiles for an architecture."""
 

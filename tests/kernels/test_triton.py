@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from mhf_compile.kernels.flash_mhf import waves
 from mhf_compile.kernels.flash_mhf.config import Target
 from mhf_compile.kernels.flash_mhf.elementwise import slope
 
@@ -29,10 +30,13 @@ DEVICES = [
     pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")),
     pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(NO_GPU, reason="needs a CUDA device")]),
 ]
-TARGETS = {  # what there is to choose: pointers or descriptors, on the chip or by chunks of 256 tokens
+# What there is to choose: pointers or descriptors, on the chip or by chunks of 256 tokens, and tiles in parts
+# that would be whole if parts had their cost.
+TARGETS = {
     "pointers": (Target("sm_80", 8), None),
     "descriptors": (Target("sm_90", 8), None),
     "chunks": (Target("sm_90", 8), 10**9),
+    "parts": (Target("sm_90", 5), None),
 }
 # Every dtype in one way, and bfloat16 in the others.
 DTYPES_OF_TARGETS = [
@@ -67,8 +71,10 @@ def slopes(x, y, size, NAME: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @pytest.fixture(params=TARGETS)
-def kernels(request):
+def kernels(request, monkeypatch):
     """An implementation for `battery`, on one of the targets; on a GPU on itself."""
+    if request.param == "parts":
+        monkeypatch.setattr(waves, "ADDING", 0)
     device = request.getfixturevalue("device")
     target, workspace = TARGETS[request.param]
     if device == "cuda":
@@ -173,9 +179,11 @@ def test_gates_that_are_shifted(mean):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_operator_on_a_gpu_is_deterministic():
+@pytest.mark.parametrize("adding", [waves.ADDING, 0])
+def test_the_operator_on_a_gpu_is_deterministic(adding, monkeypatch):
     from mhf_compile.kernels.ops import flash_mhf
 
+    monkeypatch.setattr(waves, "ADDING", adding)
     xs = [
         None if x is None else x.requires_grad_()
         for x in MATRIX["d 96, e 16"].operands(torch.bfloat16, "cuda")[:5]

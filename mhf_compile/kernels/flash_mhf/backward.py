@@ -15,10 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from mhf_compile.kernels.flash_mhf import chunked, config
-from mhf_compile.kernels.flash_mhf.config import Target
+from mhf_compile.kernels.flash_mhf.config import Kernel, Target
 from mhf_compile.kernels.flash_mhf.elementwise import activate, cut_off, slope
 from mhf_compile.kernels.flash_mhf.launch import Call, Launch, target_of
-from mhf_compile.kernels.flash_mhf.parts import in_parts
+from mhf_compile.kernels.flash_mhf.parts import in_parts, tail_in_parts, tail_numbers
 from mhf_compile.kernels.flash_mhf.tiles import (
     add_product,
     load_bias,
@@ -26,6 +26,8 @@ from mhf_compile.kernels.flash_mhf.tiles import (
     load_tokens,
     load_weights,
     row_products,
+    store_or_leave,
+    store_or_leave_vector,
     store_tiles,
     token_rows,
     weight_rows,
@@ -144,24 +146,42 @@ def dq_kernel(
         store_tiles(dq, rows, in_n, dq_totals, 1.0, D, HEAD_DIM)
 
 
-@triton.jit(do_not_specialize=["tokens", "length"])
+@triton.jit(do_not_specialize=["tokens", "length", "whole", "parts", "tail_first", "tail_rows"])
 def weights_kernel(
     q, k, u, v, r, gate_bias, up_bias, grad, dk, du, dv, d_gate_bias, d_up_bias,
+    dk_parts, du_parts, dv_parts, d_gate_bias_parts, d_up_bias_parts,
     q_strides, k_strides, u_strides, v_strides, r_strides, gate_bias_strides, up_bias_strides,
     grad_strides, dk_strides, du_strides, dv_strides, d_gate_bias_strides, d_up_bias_strides,
-    gate_scale, scale, tokens, length, group, subnetworks, width,
+    gate_scale, scale, tokens, length, group, subnetworks, width, whole, parts, tail_first, tail_rows,
     HEAD_DIM: tl.constexpr, OUT_DIM: tl.constexpr, D: tl.constexpr, O: tl.constexpr,
     ACTIVATION: tl.constexpr, GATE_SCALED: tl.constexpr, SCALED: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, EVEN_N: tl.constexpr, EVEN_F: tl.constexpr,
     DESCRIBED: tl.constexpr, FAST: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Grid: blocks of rows of all sub-networks, key-value heads. Descriptors, where DESCRIBED: q and grad."""
+    """Grid: blocks of rows of all sub-networks, key-value heads. Descriptors, where DESCRIBED: q and grad.
+
+    With `whole` the grid is flat: so many of these tiles, then parts of the others, which walk over a part
+    of the tokens each; see `waves.Tail`.
+    """
+    blocks = tl.cdiv(tokens, BLOCK_N)
     row_blocks = tl.cdiv(width, BLOCK_F)
-    e = tl.program_id(0) // row_blocks
-    first_f = (tl.program_id(0) % row_blocks) * BLOCK_F
+    first, last = 0, group * blocks
+    in_part, shift = False, 0
+    tile, hk = tl.program_id(0), tl.program_id(1)
+    if whole is not None:
+        in_part = tile >= whole
+        if in_part:
+            part = (tile - whole) % parts
+            tile = whole + (tile - whole) // parts
+            first = part * (group * blocks) // parts
+            last = (part + 1) * (group * blocks) // parts
+            shift = part * tail_rows - tail_first  # in rows, from a gradient to the part of its tail
+        hk = tile // (subnetworks * row_blocks)
+        tile -= hk * (subnetworks * row_blocks)
+    e = tile // row_blocks
+    first_f = (tile % row_blocks) * BLOCK_F
     f = first_f + tl.arange(0, BLOCK_F)
     in_f = f < width
-    hk = tl.program_id(1)
     k_tiles = load_weights(
         k, k_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, False
     )  # fmt: skip
@@ -182,8 +202,7 @@ def weights_kernel(
         )  # fmt: skip
     dv_totals = zero_tiles(BLOCK_F, O)
 
-    blocks = tl.cdiv(tokens, BLOCK_N)
-    for i in range(0, group * blocks):
+    for i in range(first, last):
         h = hk * group + i // blocks
         first_n = (i % blocks) * BLOCK_N
         n = first_n + tl.arange(0, BLOCK_N)
@@ -240,17 +259,25 @@ def weights_kernel(
 
     if dk is not None:
         rows = weight_rows(f, hk, e, dk_strides)
-        store_tiles(dk, rows, in_f, dk_totals, gate_scale, D, HEAD_DIM)
+        store_or_leave(
+            dk, dk_parts, rows, shift, dk_strides[2], in_part, in_f, dk_totals, gate_scale, D, HEAD_DIM
+        )  # fmt: skip
     if du is not None:
         rows = weight_rows(f, hk, e, du_strides)
-        store_tiles(du, rows, in_f, du_totals, 1.0, D, HEAD_DIM)
+        store_or_leave(
+            du, du_parts, rows, shift, du_strides[2], in_part, in_f, du_totals, 1.0, D, HEAD_DIM
+        )  # fmt: skip
     if dv is not None:
         rows = weight_rows(f, hk, e, dv_strides)
-        store_tiles(dv, rows, in_f, dv_totals, scale, O, OUT_DIM)
+        store_or_leave(
+            dv, dv_parts, rows, shift, dv_strides[2], in_part, in_f, dv_totals, scale, O, OUT_DIM
+        )  # fmt: skip
     if d_gate_bias is not None:
-        tl.store(d_gate_bias + weight_rows(f, hk, e, d_gate_bias_strides), d_gate_total, mask=in_f)
+        rows = weight_rows(f, hk, e, d_gate_bias_strides)
+        store_or_leave_vector(d_gate_bias, d_gate_bias_parts, rows, shift, in_part, in_f, d_gate_total)
     if d_up_bias is not None:
-        tl.store(d_up_bias + weight_rows(f, hk, e, d_up_bias_strides), d_up_total, mask=in_f)
+        rows = weight_rows(f, hk, e, d_up_bias_strides)
+        store_or_leave_vector(d_up_bias, d_up_bias_parts, rows, shift, in_part, in_f, d_up_total)
 
 
 def backward(
@@ -293,7 +320,7 @@ def launches(call: Call, grad: Tensor, grads: Sequence[Tensor | None]) -> list[L
     """The kernels that make `grads`, of q, k, u, v, r and the biases; None where one is not wanted."""
     dq, dk, du, dv, dr, d_gate_bias, d_up_bias = grads
     kernels = [] if dq is None and dr is None else dq_launches(call, grad, dq, dr)
-    wanted: dict[str, tuple[Tensor | None, ...]] = {
+    wanted: dict[Kernel, tuple[Tensor | None, ...]] = {
         "weights": (dk, du, dv, d_gate_bias, d_up_bias),
         "dk_du": (dk, du, None, d_gate_bias, d_up_bias),
         "dv": (None, None, dv, None, None),
@@ -305,12 +332,29 @@ def launches(call: Call, grad: Tensor, grads: Sequence[Tensor | None]) -> list[L
     ]
     if names and call.r is not None:
         call = replace(call, r=_tokens_last(call.r))
+    numbers = max((tail_numbers(wanted[name], call.tail(name)) for name in names), default=0)
+    room = grad.new_empty(numbers, dtype=torch.float32)  # one after the other uses it
     for name in names:
-        tiles = call.tiles(name)
-        row_blocks = call.sizes.subnetworks * triton.cdiv(call.sizes.width, tiles.rows)
-        grid = (row_blocks, call.sizes.kv_heads)
-        kernels.append(call.launch(name, weights_kernel, grid, [grad], wanted[name], [], tiles))
+        kernels += _weight_launches(call, grad, name, wanted[name], room)
     return kernels
+
+
+def _weight_launches(
+    call: Call, grad: Tensor, name: Kernel, wanted: Sequence[Tensor | None], room: Tensor
+) -> list[Launch]:
+    """One kernel of the weights' gradients, and the sums of what it leaves in parts."""
+    sizes, tiles, tail = call.sizes, call.tiles(name), call.tail(name)
+    row_blocks = sizes.subnetworks * triton.cdiv(sizes.width, tiles.rows)
+    grid: tuple[int, ...] = (row_blocks, sizes.kv_heads)
+    extra: list[int | None] = [None] * 4
+    if tail is not None:
+        grid = (tail.split.programs(row_blocks * sizes.kv_heads),)
+        extra = [*tail.split, tail.first, tail.rows]
+    partials, adding = tail_in_parts(wanted, tail, room)
+    return [
+        call.launch(name, weights_kernel, grid, [grad], wanted, extra, tiles, contiguous=partials),
+        *adding,
+    ]
 
 
 def _tokens_last(r: Tensor) -> Tensor:

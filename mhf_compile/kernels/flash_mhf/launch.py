@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from mhf_compile.kernels.flash_mhf import config, tuned
+from mhf_compile.kernels.flash_mhf import config, tuned, waves
 from mhf_compile.kernels.flash_mhf.config import Kernel, Sizes, Target, Tiles
 from mhf_compile.kernels.support import architecture
 
@@ -88,6 +88,10 @@ class Call:
         programs = triton.cdiv(self.sizes.tokens, tiles.tokens) * self.sizes.heads
         return config.parts(programs, pieces, tiles, self.target.processors)
 
+    def tail(self, name: Kernel) -> waves.Tail | None:
+        """What a kernel of the weights' gradients leaves in parts; None where it is nothing."""
+        return waves.tail(name, self.sizes, self.tiles(name), self.target)
+
     @property
     def fast(self) -> bool:
         """Whether a silu is x + x tanh(x), of half its argument, with one approximate tanh.
@@ -109,7 +113,7 @@ class Call:
         grid: tuple[int, ...],
         tokens_like: Sequence[Tensor | None],
         weights_like: Sequence[Tensor | None],
-        extra: Sequence[int],
+        extra: Sequence[int | None],
         tiles: Tiles,
         *,
         contiguous: Sequence[Tensor | None] = (),

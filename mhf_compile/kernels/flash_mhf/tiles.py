@@ -123,6 +123,33 @@ def store_tiles(x, rows, in_rows, tiles, factor, COLUMNS: tl.constexpr, SIZE: tl
 
 
 @triton.jit
+def store_or_leave(
+    x, parts, rows, shift, stride, in_part, in_rows, tiles, factor, COLUMNS: tl.constexpr, SIZE: tl.constexpr
+):  # fmt: skip
+    """`store_tiles` in x, or in a part, `shift` rows further on. Without `parts`, in x."""
+    if parts is None:
+        store_tiles(x, rows, in_rows, tiles, factor, COLUMNS, SIZE)
+    else:
+        if in_part:
+            rows += tl.cast(shift, tl.int64) * stride
+            store_tiles(parts, rows, in_rows, tiles, factor, COLUMNS, SIZE)
+        else:
+            store_tiles(x, rows, in_rows, tiles, factor, COLUMNS, SIZE)
+
+
+@triton.jit
+def store_or_leave_vector(x, parts, rows, shift, in_part, in_rows, values):
+    """As `store_or_leave`, a number for each row."""
+    if parts is None:
+        tl.store(x + rows, values, mask=in_rows)
+    else:
+        if in_part:
+            tl.store(parts + rows + shift, values, mask=in_rows)
+        else:
+            tl.store(x + rows, values, mask=in_rows)
+
+
+@triton.jit
 def zero_tile(ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """Zeros, float32."""
     return tl.zeros((ROWS, WIDTH), tl.float32)
