@@ -37,7 +37,7 @@ from mhf_compile.kernels.flash_mhf.tiles import (
 
 @triton.jit(do_not_specialize=["tokens", "length", "part_subnetworks"])
 def dq_kernel(
-    q, k, u, v, r, gate_bias, up_bias, grad, dq, dr,
+    q, k, u, v, r, gate_bias, up_bias, grad, dq, dr, k_beside, u_beside, v_beside,
     q_strides, k_strides, u_strides, v_strides, r_strides, gate_bias_strides, up_bias_strides,
     grad_strides, dq_strides, dr_strides,
     gate_scale, scale, tokens, length, group, subnetworks, width, part_stride, part_subnetworks,
@@ -56,10 +56,10 @@ def dq_kernel(
     h = tl.program_id(1)
     hk = h // group
     q_tiles = load_tokens(
-        q, q_strides, first_n, tokens, length, h, BLOCK_N, D, HEAD_DIM, EVEN_N, False
+        q, None, q_strides, first_n, tokens, length, h, BLOCK_N, D, HEAD_DIM, EVEN_N, False
     )  # fmt: skip
     grad_tiles = load_tokens(
-        grad, grad_strides, first_n, tokens, length, h, BLOCK_N, O, OUT_DIM, EVEN_N, False
+        grad, None, grad_strides, first_n, tokens, length, h, BLOCK_N, O, OUT_DIM, EVEN_N, False
     )  # fmt: skip
 
     dq_totals = zero_tiles(BLOCK_N, D)
@@ -81,18 +81,18 @@ def dq_kernel(
         f = first_f + tl.arange(0, BLOCK_F)
         in_f = f < width
         k_tiles = load_weights(
-            k, k_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, DESCRIBED
+            k, k_beside, k_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, DESCRIBED
         )  # fmt: skip
         gate = row_products(q_tiles, k_tiles, BLOCK_N, BLOCK_F, D, UPCAST)
         if u is not None:
             u_tiles = load_weights(
-                u, u_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, DESCRIBED
+                u, u_beside, u_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, DESCRIBED
             )
             up = row_products(q_tiles, u_tiles, BLOCK_N, BLOCK_F, D, UPCAST)
             if up_bias is not None:
                 up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[None, :]
         v_tiles = load_weights(
-            v, v_strides, first_f, width, hk, e, BLOCK_F, O, OUT_DIM, EVEN_F, DESCRIBED
+            v, v_beside, v_strides, first_f, width, hk, e, BLOCK_F, O, OUT_DIM, EVEN_F, DESCRIBED
         )  # fmt: skip
         d_hidden = row_products(grad_tiles, v_tiles, BLOCK_N, BLOCK_F, O, UPCAST)
         if SCALED:
@@ -149,7 +149,7 @@ def dq_kernel(
 @triton.jit(do_not_specialize=["tokens", "length", "whole", "parts", "tail_first", "tail_rows"])
 def weights_kernel(
     q, k, u, v, r, gate_bias, up_bias, grad, dk, du, dv, d_gate_bias, d_up_bias,
-    dk_parts, du_parts, dv_parts, d_gate_bias_parts, d_up_bias_parts,
+    dk_parts, du_parts, dv_parts, d_gate_bias_parts, d_up_bias_parts, q_beside, grad_beside,
     q_strides, k_strides, u_strides, v_strides, r_strides, gate_bias_strides, up_bias_strides,
     grad_strides, dk_strides, du_strides, dv_strides, d_gate_bias_strides, d_up_bias_strides,
     gate_scale, scale, tokens, length, group, subnetworks, width, whole, parts, tail_first, tail_rows,
@@ -183,13 +183,13 @@ def weights_kernel(
     f = first_f + tl.arange(0, BLOCK_F)
     in_f = f < width
     k_tiles = load_weights(
-        k, k_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, False
+        k, None, k_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, False
     )  # fmt: skip
     dk_totals = zero_tiles(BLOCK_F, D)
     d_gate_total = tl.zeros((BLOCK_F,), tl.float32)
     if u is not None:
         u_tiles = load_weights(
-            u, u_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, False
+            u, None, u_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, False
         )  # fmt: skip
         du_totals = zero_tiles(BLOCK_F, D)
         d_up_total = tl.zeros((BLOCK_F,), tl.float32)
@@ -198,7 +198,7 @@ def weights_kernel(
     )
     if D_PROJECTIONS:
         v_tiles = load_weights(
-            v, v_strides, first_f, width, hk, e, BLOCK_F, O, OUT_DIM, EVEN_F, False
+            v, None, v_strides, first_f, width, hk, e, BLOCK_F, O, OUT_DIM, EVEN_F, False
         )  # fmt: skip
     dv_totals = zero_tiles(BLOCK_F, O)
 
@@ -208,10 +208,11 @@ def weights_kernel(
         n = first_n + tl.arange(0, BLOCK_N)
         in_n = n < tokens
         q_tiles = load_tokens(
-            q, q_strides, first_n, tokens, length, h, BLOCK_N, D, HEAD_DIM, EVEN_N, DESCRIBED
+            q, q_beside, q_strides, first_n, tokens, length, h, BLOCK_N, D, HEAD_DIM, EVEN_N, DESCRIBED
         )  # fmt: skip
         grad_tiles = load_tokens(
-            grad, grad_strides, first_n, tokens, length, h, BLOCK_N, O, OUT_DIM, EVEN_N, DESCRIBED
+            grad, grad_beside, grad_strides, first_n, tokens, length, h, BLOCK_N, O, OUT_DIM, EVEN_N,
+            DESCRIBED,
         )  # fmt: skip
         if D_PROJECTIONS:
             d_hidden = row_products(v_tiles, grad_tiles, BLOCK_F, BLOCK_N, O, UPCAST)

@@ -39,7 +39,8 @@ class Tiles(NamedTuple):
         rows: of a sub-network in a block.
         warps: of a program.
         stages: of the pipeline that loads what the program walks over.
-        described: loads go through descriptors (TMA) where the operands allow it.
+        described: through how many descriptors (TMA) of an operand, one for each tile of its `columns`, loads
+            go at most, where the operands allow it. The others go through pointers.
         columns: that a chunk kernel takes at a time; the others hold all.
         resident: the forward kernel keeps q in registers, not in shared memory.
         collected: the kernel of dQ keeps dR of all sub-networks, up to `COLLECTED`, in registers to the end.
@@ -51,7 +52,7 @@ class Tiles(NamedTuple):
     rows: int
     warps: int
     stages: int
-    described: bool = False
+    described: int = 0
     columns: int = 0
     resident: bool = False
     collected: bool = False
@@ -92,7 +93,7 @@ HOPPER: Table = {
         Tiles(128, 128, 8, 3, True),
         Tiles(128, 128, 8, 3, True, resident=True),
     ),
-    ("forward", 2, 96): (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3)),
+    ("forward", 2, 96): (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3, 2)),
     ("forward", 2, 128): (
         Tiles(128, 64, 8, 3, True, resident=True),
         Tiles(128, 64, 8, 2, True, resident=True),
@@ -109,10 +110,14 @@ HOPPER: Table = {
     ),
     ("decode", 2, 256): (Tiles(64, 32, 4, 3, True), Tiles(64, 32, 4, 2, True)),
     ("dq", 2, 64): (Tiles(128, 64, 8, 3, True, collected=True), Tiles(128, 64, 8, 2, True, collected=True)),
-    ("dq", 2, 96): (Tiles(128, 32, 8, 3, collected=True), Tiles(128, 32, 8, 2, collected=True)),
+    ("dq", 2, 96): (
+        Tiles(128, 32, 8, 3, collected=True),
+        Tiles(128, 32, 8, 2, collected=True),
+        Tiles(128, 64, 8, 3, 2, collected=True),
+    ),
     ("dq", 2, 128): (Tiles(128, 64, 8, 2, True, collected=True), Tiles(128, 32, 8, 3, True)),
     ("weights", 2, 64): (Tiles(32, 128, 8, 3, True), Tiles(32, 64, 4, 3, True)),
-    ("weights", 2, 96): (Tiles(32, 128, 8, 2),),
+    ("weights", 2, 96): (Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 3, 2)),
     ("dk_du", 2, 128): (Tiles(64, 128, 8, 2),),
     ("dv", 2, 128): (Tiles(64, 128, 8, 2, True), Tiles(64, 64, 4, 2, True)),
     ("chunk", 2, 0): (Tiles(128, 128, 8, 3, columns=64), Tiles(128, 128, 8, 4, columns=64)),

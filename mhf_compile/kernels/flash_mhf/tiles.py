@@ -64,12 +64,14 @@ def load_row_tiles(
 
 @triton.jit
 def load_tokens(
-    x, strides, first, tokens, length, head, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr,
-    EVEN: tl.constexpr, DESCRIBED: tl.constexpr,
+    x, beside, strides, first, tokens, length, head, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    SIZE: tl.constexpr, EVEN: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
-    """ROWS tokens of one head of a [B, T, H, C] operand; DESCRIBED as [N, H, C]."""
+    """ROWS tokens of one head of a [B, T, H, C] operand; DESCRIBED as [N, H, C], a second tile `beside`."""
     if DESCRIBED:
         tiles = (x.load([first, head, 0]).reshape(ROWS, COLUMNS[0]),)
+        if len(COLUMNS) > 1:
+            tiles = tiles + (beside.load([first, head, COLUMNS[0]]).reshape(ROWS, COLUMNS[1]),)
     else:
         n = first + tl.arange(0, ROWS)
         tiles = load_row_tiles(
@@ -80,12 +82,14 @@ def load_tokens(
 
 @triton.jit
 def load_weights(
-    x, strides, first, width, head, subnetwork, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr,
-    EVEN: tl.constexpr, DESCRIBED: tl.constexpr,
+    x, beside, strides, first, width, head, subnetwork, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    SIZE: tl.constexpr, EVEN: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
-    """ROWS rows of one sub-network of a [Hk, E, F, C] operand; DESCRIBED as it is."""
+    """ROWS rows of one sub-network of a [Hk, E, F, C] operand; DESCRIBED as it is, a second tile `beside`."""
     if DESCRIBED:
         tiles = (x.load([head, subnetwork, first, 0]).reshape(ROWS, COLUMNS[0]),)
+        if len(COLUMNS) > 1:
+            tiles = tiles + (beside.load([head, subnetwork, first, COLUMNS[0]]).reshape(ROWS, COLUMNS[1]),)
     else:
         f = first + tl.arange(0, ROWS)
         tiles = load_row_tiles(
