@@ -45,7 +45,8 @@ watcher: ContextVar[Callable[[Launch], object] | None] = ContextVar("watcher", d
 class Call:
     """The operands and constants of one call, as those of `mhf_compile.kernels.ops.flash_mhf`.
 
-    `forced` are tiles that are tried out, instead of those that were found the best or stand in the tables.
+    `forced` are tiles that are tried out, instead of those that were found the best or stand in the tables;
+    without `split` no tiles are left in parts.
     """
 
     q: Tensor
@@ -60,6 +61,7 @@ class Call:
     scale: float
     target: Target
     forced: Mapping[Kernel, Tiles] = field(default_factory=dict)
+    split: bool = True
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -90,7 +92,7 @@ class Call:
 
     def tail(self, name: Kernel) -> waves.Tail | None:
         """What a kernel of the weights' gradients leaves in parts; None where it is nothing."""
-        return waves.tail(name, self.sizes, self.tiles(name), self.target)
+        return waves.tail(name, self.sizes, self.tiles(name), self.target) if self.split else None
 
     @property
     def fast(self) -> bool:
