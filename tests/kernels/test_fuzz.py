@@ -49,7 +49,7 @@ def test_no_two_properties_have_a_name() -> None:
 def test_each_choice_is_drawn() -> None:
     seen: dict[str, set[object]] = {}
 
-    @settings(SUITE, max_examples=800, phases=[Phase.generate])
+    @settings(SUITE, max_examples=1600, phases=[Phase.generate])
     @given(calls(ways=WAYS))
     def draw(call: Call) -> None:
         for name, x in vars(call).items():
