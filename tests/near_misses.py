@@ -235,12 +235,12 @@ def summed_over_an_axis_of_one(q, k, u):
     return hidden.unsqueeze(-1).sum(-1)
 
 
-@refused("axis", "it sums over an axis of size 0", k=(H, 0, D), u=(H, 0, D), v=(H, 0, O))
+@refused("axis", "it has an axis of size 0, the hidden channel", k=(H, 0, D), u=(H, 0, D), v=(H, 0, O))
 def a_width_of_none(q, k, u, v):
     return down(silu(scores(q, k)) * scores(q, u), v)
 
 
-@refused("axis", "it sums over an axis of size 0", q=(B, T, H, 0), k=(H, F, 0), u=(H, F, 0))
+@refused("axis", "it has an axis of size 0, the input channel", q=(B, T, H, 0), k=(H, F, 0), u=(H, F, 0))
 def heads_of_no_width(q, k, u, v):
     return down(silu(scores(q, k)) * scores(q, u), v)
 

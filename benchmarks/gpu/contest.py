@@ -52,7 +52,9 @@ def memory(
     results: dict[str, int] = {}
     failed = dict(failures)
     for name, entrant in entrants.items():
-        match attempt(lab.clock, peak, entrant, lab.protocol.device):
+        with lab.turn(name):
+            found = attempt(lab.clock, peak, entrant, lab.protocol.device)
+        match found:
             case Failure(why):
                 failed[name] = why
             case found:
@@ -80,7 +82,12 @@ def enter(shape: Shape, lab: Lab) -> tuple[dict[str, Entrant], dict[str, str]]:
     entrants: dict[str, Entrant] = {}
     failures: dict[str, str] = {}
     for name, maker in makers(shape, lab).items():
-        match attempt(lab.clock, maker):
+        if name in lab.lost:
+            failures[name] = lab.lost[name]
+            continue
+        with lab.turn(name):
+            made = attempt(lab.clock, maker)
+        match made:
             case Failure(why):
                 failures[name] = why
             case entrant:

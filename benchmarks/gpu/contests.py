@@ -24,13 +24,8 @@ MADE: dict[Kernel, tuple[int, ...]] = {
 }  # fmt: skip
 """What each kernel makes, of the output and the gradients of q, k, u, v and r."""
 
-BESIDE: dict[tuple[Kernel, int], tuple[Tiles, ...]] = {
-    ("weights", 64): (Tiles(64, 64, 4, 3, 1),),
-    ("weights", 96): (Tiles(32, 64, 4, 3),),
-    ("dk_du", 128): (Tiles(64, 64, 4, 2, 1),),
-    ("dv", 128): (Tiles(128, 64, 4, 3, 1),),
-}
-"""Tiles to measure on sm_90 besides the candidates of its table."""
+SPLIT: tuple[Kernel, ...] = ("weights", "dk_du", "dv")
+"""The kernels whose last wave may be split."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +89,17 @@ def _contests(target: Target, tokens: int) -> Iterator[Contest]:
 
 
 def _variants(kernel: Kernel, sizes: Sizes, target: Target) -> Iterator[Variant]:
-    """The candidates of the table, through pointers too where they have two descriptors, and `BESIDE`."""
+    """What no sweep says of the candidates of the table, against the first of them.
+
+    With a wave to split, another candidate may be the fastest. Those with two descriptors go through pointers
+    as well.
+    """
     row = config.table(target.arch)[config.key(kernel, sizes)]
-    pointers = [tiles._replace(described=0) for tiles in row if tiles.described > 1]
-    beside = BESIDE.get((kernel, sizes.head_dim), ()) if config.family(target.arch) == "sm_90" else ()
-    for tiles in dict.fromkeys([*row, *pointers, *beside]):
+    two = [tiles for tiles in row if tiles.described > 1]
+    pointers = [tiles._replace(described=0) for tiles in two]
+    for tiles in dict.fromkeys([*(row if kernel in SPLIT else row[:1]), *two, *pointers]):
         yield Variant(tiles, split=True)
-        if kernel in ("weights", "dk_du", "dv") and waves.tail(kernel, sizes, tiles, target) is not None:
+        if kernel in SPLIT and waves.tail(kernel, sizes, tiles, target) is not None:
             yield Variant(tiles, split=False)
 
 

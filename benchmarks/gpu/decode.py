@@ -48,10 +48,15 @@ def _race(layers: list[list[Tensor]], lab: Lab, captured: set[str], *, warm: boo
     """Time a call of each function, as the share of a layer in a sample of all of them."""
     tasks: dict[str, Task] = {}
     capturing: dict[str, float] = {}
+    lost: dict[str, str] = {}
     for name, function in ops(lab).items():
+        if name in lab.lost:
+            lost[name] = lab.lost[name]
+            continue
         work = _through(function, layers)
         start = time.perf_counter()
-        replay = attempt(lab.clock, lab.clock.captured, work)
+        with lab.turn(name):
+            replay = attempt(lab.clock, lab.clock.captured, work)
         if isinstance(replay, Failure):
             replay = work  # it fails without a graph too, and is recorded by the race, or it runs
         elif replay is not work:
@@ -67,7 +72,7 @@ def _race(layers: list[list[Tensor]], lab: Lab, captured: set[str], *, warm: boo
         )
         for name, timing in found.timings.items()
     }
-    return Race(timings, found.over, found.failures)
+    return Race(timings, found.over, {**lost, **found.failures})
 
 
 def _through(function: Op, layers: list[list[Tensor]]) -> Callable[[], object]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import Any
 
@@ -72,11 +72,11 @@ class Row:
 
 def draw(rows: Sequence[Row], title: str) -> Figure | None:
     """Draw rows of panels; None if nothing is in them."""
-    rows = [row for row in rows if any(panel.points for panel in row.panels)]
+    rows = [across(row) for row in rows if any(panel.points for panel in row.panels)]
     if not rows:
         return None
     columns = max(len(row.panels) for row in rows)
-    width = 0.6 + max(3.3 * columns, 5.5)
+    width = 0.6 + max(3.3 * columns, 7.0)
     figure = Figure(figsize=(width, 0.6 + 3.0 * len(rows)))
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.1)
     figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
@@ -88,6 +88,25 @@ def draw(rows: Sequence[Row], title: str) -> Figure | None:
             _panel(axes, row, panel, styles)
         line[0].set_ylabel(row.label, fontsize=9, color=INK)
     return figure
+
+
+def across(row: Row) -> Row:
+    """One panel with a place for each of the others, where all were measured at one number of tokens."""
+    tokens = {point.x for panel in row.panels for point in panel.points}
+    if row.categories or len(tokens) > 1 or len(row.panels) == 1:
+        return row
+    points = [replace(point, x=place) for place, panel in enumerate(row.panels) for point in panel.points]
+    notes = [f"{panel.title}: {note}" for panel in row.panels for note in panel.notes]
+    panel = Panel(f"N {short(tokens.pop())}", beside(points), notes)
+    return replace(row, panels=[panel], categories=[panel.title for panel in row.panels])
+
+
+def beside(points: Sequence[Point]) -> list[Point]:
+    """Points of categories, a little aside for each name."""
+    order = names(points)
+    step = 0.6 / max(len(order), 1)
+    aside = {name: step * (number - (len(order) - 1) / 2) for number, name in enumerate(order)}
+    return [replace(point, x=point.x + aside[point.name]) for point in points]
 
 
 def _panel(axes: Axes, row: Row, panel: Panel, styles: Styles) -> None:
@@ -103,7 +122,14 @@ def _panel(axes: Axes, row: Row, panel: Panel, styles: Styles) -> None:
     if row.categories:
         _category_axis(axes, row.categories)
         if curves:
-            axes.legend(fontsize=8, frameon=False, labelcolor="linecolor", loc="best", handletextpad=0.1)
+            axes.legend(
+                fontsize=8,
+                frameon=False,
+                labelcolor="linecolor",
+                handletextpad=0.1,
+                loc="center left",
+                bbox_to_anchor=(1.0, 0.5),  # inside it would hide points
+            )
     else:
         _token_axis(axes, sorted({p.x for p in panel.points}))
         _label_ends(axes, curves, styles)
@@ -128,7 +154,7 @@ def _curve(axes: Axes, name: str, points: list[Point], style: dict[str, Any], jo
     points = sorted(points, key=lambda point: point.x)
     x, y = [p.x for p in points], [p.y for p in points]
     if not joined:
-        axes.plot(x, y, linestyle="none", markersize=4.5, alpha=0.55, markeredgewidth=0, label=name, **style)
+        axes.plot(x, y, linestyle="none", markersize=5.5, alpha=0.75, markeredgewidth=0, label=name, **style)
         return
     low, high = [p.low for p in points], [p.high for p in points]
     axes.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
@@ -138,6 +164,7 @@ def _curve(axes: Axes, name: str, points: list[Point], style: dict[str, Any], jo
 def _y_axis(axes: Axes, row: Row, points: Sequence[Point]) -> None:
     if row.logarithmic:
         axes.set_yscale("log")
+        axes.margins(y=0.15)  # the names at the ends are a line high
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}" if y >= 0.001 else f"{y:.0e}"))

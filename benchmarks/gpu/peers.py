@@ -6,11 +6,12 @@ does not keep the others from running.
 
 import argparse
 import importlib.util
+import symtable
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,10 @@ from torch.nn import functional
 
 import mhf_compile
 from benchmarks.formula import formula
-from benchmarks.gpu.protocol import Lab, Op, Protocol, Shape
+from benchmarks.gpu.protocol import Lab, Op, Peer, Protocol, Shape
 from mhf_compile.models import FlashMHF, ModelConfig, SwiGLU
 
+STAGES = ("correctness", "forward", "backward", "layer", "decode", "dense")
 EAGER, INDUCTOR, OURS = "eager", "Inductor", "flashmhf"
 SWIGLU_EAGER, SWIGLU_INDUCTOR, SWIGLU_LIGER = "SwiGLU cuBLAS", "SwiGLU Inductor", "SwiGLU Liger"
 
@@ -58,24 +60,52 @@ Maker = Callable[[], Entrant]
 """Makes an entrant, and its weights where it has its own; raises where it cannot."""
 
 
-def external(text: str) -> tuple[str, Op]:
-    """Load the peer that `file.py:function` names; its name is the file's and the function's.
+class Named(NamedTuple):
+    """A peer that a command names: a function of a file, and the stages that it is for."""
+
+    file: Path
+    function: str
+    stages: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.file.stem}:{self.function}"
+
+
+def named(text: str) -> Named:
+    """Read `file.py:function`, or `file.py:function@stage,stage`. The file is read, not run.
 
     Raises:
-        argparse.ArgumentTypeError: there is no such file or function.
+        argparse.ArgumentTypeError: there is no such file, function or stage.
     """
-    path, _, function = text.rpartition(":")
+    before, _, given = text.partition("@")
+    path, _, function = before.rpartition(":")
     file = Path(path)
     if not (function and file.is_file()):
-        raise argparse.ArgumentTypeError(f"must be file.py:function, of a file that exists, not {text!r}")
-    spec = importlib.util.spec_from_file_location(f"peer_{file.stem}", file)
+        raise argparse.ArgumentTypeError(f"must be file.py:function, of a file that exists, not {before!r}")
+    stages = tuple(given.split(",")) if given else STAGES
+    if unknown := [stage for stage in stages if stage not in STAGES]:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: stages are {', '.join(STAGES)}")
+    try:
+        bound = symtable.symtable(file.read_text(), path, "exec").get_identifiers()
+    except (SyntaxError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{path} is not Python: {error}") from error
+    if function not in bound:
+        raise argparse.ArgumentTypeError(f"{path} has no function {function}")
+    return Named(file, function, stages)
+
+
+def load(named: Named) -> Peer:
+    """Run the file of a peer, and take its function.
+
+    Raises:
+        Exception: whatever the file raises.
+    """
+    spec = importlib.util.spec_from_file_location(f"peer_{named.file.stem}", named.file)
     if spec is None or spec.loader is None:
-        raise argparse.ArgumentTypeError(f"{path} is not Python")
+        raise ImportError(f"{named.file} is not Python")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not callable(getattr(module, function, None)):
-        raise argparse.ArgumentTypeError(f"{path} has no function {function}")
-    return f"{file.stem}:{function}", getattr(module, function)
+    return Peer(getattr(module, named.function), named.stages)
 
 
 def operands(model: ModelConfig, tokens: int, dtype: torch.dtype, device: str) -> list[Tensor]:
@@ -97,7 +127,8 @@ def operands(model: ModelConfig, tokens: int, dtype: torch.dtype, device: str) -
 def ops(lab: Lab) -> dict[str, Op]:
     """The implementations of the operator: its formula, eager and compiled, other peers, and ours, last."""
     fast = compiled(formula, lab.protocol.compiler)
-    return {EAGER: formula, INDUCTOR: fast, **lab.peers, OURS: mhf_compile.flash_mhf}
+    peers = {name: peer.function for name, peer in lab.peers.items()}
+    return {EAGER: formula, INDUCTOR: fast, **peers, OURS: mhf_compile.flash_mhf}
 
 
 def compiled(function: Op, compiler: str) -> Op:

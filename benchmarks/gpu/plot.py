@@ -1,6 +1,7 @@
 """`python -m benchmarks.gpu.plot gpu.json --out DIR`: pictures of what `python -m benchmarks.gpu` found out.
 
-Whatever a run did not get to is not drawn. Needs matplotlib, which `pip install -e '.[bench]'` brings.
+Several files of one GPU, of which each has a part of the shapes, go into one set of pictures. Whatever a run
+did not get to is not drawn. Needs matplotlib, which `pip install -e '.[bench]'` brings.
 """
 
 import argparse
@@ -11,18 +12,22 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.gpu.panels import Panel, Point, Row, draw, names, short
+from benchmarks.gpu.panels import Panel, Point, Row, beside, draw, short
 
 Json = Mapping[str, Any]
 
 WIDEST = 52  # letters of a line about a failure
+SHAPE = ("level", "size", "tokens", "part", "dtype", "gradient")  # what tells results of a kind apart
 TENSORS = {"out": "out", "dq": "dQ", "dk": "dK", "du": "dU", "dv": "dV", "dr": "dR"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw all pictures that the data suffice for, and print their paths."""
     options = parser().parse_args(arguments)
-    data = json.loads(options.json.read_text())
+    try:
+        data = joined([json.loads(file.read_text()) for file in options.json])
+    except ValueError as error:
+        parser().error(str(error))
     options.out.mkdir(parents=True, exist_ok=True)
     for name, picture in PICTURES.items():
         figure = picture(data)
@@ -37,9 +42,29 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu.plot", description="Draw a GPU run as PNGs."
     )
-    parser.add_argument("json", type=Path, help="what python -m benchmarks.gpu wrote")
+    parser.add_argument(
+        "json", type=Path, nargs="+", help="what python -m benchmarks.gpu wrote; several of one GPU"
+    )
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where PNGs go; here")
     return parser
+
+
+def joined(runs: Sequence[Json]) -> Json:
+    """The results of several runs, on the machine of the first.
+
+    Raises:
+        ValueError: they are of several GPUs, or the same was measured twice.
+    """
+    places = {place(run) for run in runs}
+    if len(places) > 1:
+        raise ValueError(f"results of several machines: {', '.join(sorted(places))}")
+    found: dict[str, Any] = {"machine": machine(runs[0])}
+    for name in ("speeds", "memories", "decodes", "errors"):
+        found[name] = [one for run in runs for one in run.get(name) or []]
+        shapes = [tuple(one.get(field) for field in SHAPE) for one in found[name]]
+        if twice := {shape for shape in shapes if shapes.count(shape) > 1}:
+            raise ValueError(f"measured more than once: {name} of {sorted(map(str, twice))[0]}")
+    return found
 
 
 def throughput(data: Json) -> Figure | None:
@@ -203,7 +228,7 @@ def peak_points(group: Sequence[Json]) -> list[Point]:
 
 
 def error_points(group: Sequence[Json]) -> list[Point]:
-    """A point for each tensor; x is its place in `TENSORS`, a little aside for each implementation."""
+    """A point for each tensor; x is its place in `TENSORS`."""
     found = [
         Point(name, place, *[error] * 3)
         for one in group
@@ -211,10 +236,7 @@ def error_points(group: Sequence[Json]) -> list[Point]:
         for place, tensor in enumerate(TENSORS)
         if (error := by_tensor.get(tensor))
     ]
-    order = names(found)
-    step = 0.6 / max(len(order), 1)
-    aside = {name: step * (number - (len(order) - 1) / 2) for number, name in enumerate(order)}
-    return [Point(p.name, p.x + aside[p.name], p.y, p.low, p.high) for p in found]
+    return beside(found)
 
 
 def failed(group: Sequence[Json], race: str | None = None) -> list[str]:

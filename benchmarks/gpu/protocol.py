@@ -4,8 +4,10 @@
 nothing: it shows that the way can be gone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,9 +25,9 @@ class Protocol:
         dtype: of operands and weights.
         compiler: the backend of compiled peers, and the one below ours.
         sizes: by name; operators of all of them are measured.
-        paper: the names of those that whole layers are measured of.
+        paper: the names of those whose layers are measured at all `layer_tokens`, and goals are about.
         tokens: N of forward and backward, the most important first.
-        layer_tokens: those of them at which layers are measured.
+        layer_tokens: those of them at which layers are measured; at the first, those of all sizes are.
         dense_tokens: N of the dense feed-forward, likewise.
         decode_tokens: N of decode.
         dense: the dense feed-forward, one head and one sub-network.
@@ -101,13 +103,37 @@ Op = Callable[..., Tensor]
 """Maps q, k, u, v, r, laid out as those of `flash_mhf`, to out."""
 
 
+class Peer(NamedTuple):
+    """An implementation that was named to us, and the stages that it takes part in."""
+
+    function: Op
+    stages: Sequence[str]
+
+
 @dataclass(frozen=True)
 class Lab:
-    """What every measurement takes: the protocol, a clock, and the peers that were named to us."""
+    """What every measurement takes.
+
+    Attributes:
+        protocol: the numbers.
+        clock: that times.
+        peers: that were named to us.
+        lost: entrants that hung or died at this very shape, or too often, and what happened.
+    """
 
     protocol: Protocol
     clock: WallClock
-    peers: Mapping[str, Op]
+    peers: Mapping[str, Peer]
+    lost: dict[str, str] = field(default_factory=dict)
+
+    def at(self, stage: str) -> "Lab":
+        """The same with those peers only that take part in a stage."""
+        peers = {name: peer for name, peer in self.peers.items() if stage in peer.stages}
+        return replace(self, peers=peers)
+
+    def turn(self, who: str) -> AbstractContextManager[None]:
+        """Give an entrant its time."""
+        return self.clock.turn(who, self.protocol.limits.turn)
 
 
 FULL = Protocol(

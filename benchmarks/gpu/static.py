@@ -2,8 +2,10 @@
 
     python -m benchmarks.gpu.static                      every row of every table, for four architectures
     python -m benchmarks.gpu.static --arch sm_90 --fast  the rows in use until one tunes
+    python -m benchmarks.gpu.static --accept             and make what they take the record
 
-The exit status is 1 where a limit does not hold.
+The exit status is 1 where a limit does not hold, or where registers, spills or shared memory are not those of
+the record, benchmarks/results/static.txt. With another version of Triton than its own they are not compared.
 """
 
 import argparse
@@ -20,10 +22,13 @@ import torch
 import triton
 from torch import Tensor
 
+from benchmarks.gpu import record
+from benchmarks.gpu.record import HEADING, WIDTH, Record
 from mhf_compile.kernels.flash_mhf import backward, chunked, config, forward
 from mhf_compile.kernels.flash_mhf.ahead import compile_ahead
 from mhf_compile.kernels.flash_mhf.config import Kernel, Key, Target, Tiles
 from mhf_compile.kernels.flash_mhf.launch import Call, Launch
+from mhf_compile.kernels.flash_mhf.tuned import spelled
 
 ARCHES = ("sm_80", "sm_90", "sm_100", "gfx942")
 
@@ -67,12 +72,15 @@ class Resources:
     def broken(self) -> list[str]:
         """The limits that do not hold."""
         half = self.key[1] == 2
+        # The left operand of a warpgroup's product has 64 rows at least.
+        height = self.tiles.rows if self.key[0] in ("weights", "dk_du", "dv") else self.tiles.tokens
         kinds = " ".join(self.matrix)
         limits = {
-            f"spills {self.spilled} bytes": self.spilled > 0,
             f"takes {self.shared} bytes of shared memory": self.shared > SHARED[self.arch],
             "has no matrix instruction": half and not self.matrix,
-            f"has a fallback matrix instruction: {kinds}": self.arch == "sm_90" and "HMMA" in kinds,
+            f"has a fallback matrix instruction: {kinds}": self.arch == "sm_90"
+            and height >= 64
+            and "HMMA" in kinds,
             f"uses {self.useful:.3f} of its multiplications": self.useful < 0.99,
             f"has {self.special:.2f} special functions a score": self.arch == "sm_90"
             and half
@@ -82,22 +90,19 @@ class Resources:
         return [what for what, is_broken in limits.items() if is_broken]
 
     def __str__(self) -> str:
-        kernel, size, columns = self.key
-        tiles = self.tiles
-        block = f"{tiles.tokens}x{tiles.rows}x{tiles.columns or columns} w{tiles.warps} s{tiles.stages}"
-        flags = {"tma": tiles.described, "res": tiles.resident, "col": tiles.collected}
-        with_ = " ".join(name for name, is_set in flags.items() if is_set)
         matrix = " ".join(f"{count} {name}" for name, count in sorted(self.matrix.items()))
         return (
-            f"{self.arch:<7} {kernel:<15}{8 * size:>3}  {block:<19}{with_:<8}{self.registers:>4}"
-            f"{self.spilled:>7}{self.shared / 1024:>7.0f}K{self.useful:>7.2f}{self.special:>6.2f}  {matrix}"
-        )
+            f"{name(self.arch, self.key, self.tiles):<{WIDTH}}{self.registers:>4}{self.spilled:>7}"
+            f"{self.shared:>8}{self.useful:>8.2f}{self.special:>6.2f}  {matrix}"
+        ).rstrip()
 
 
-HEADING = (
-    f"{'arch':<7} {'kernel':<14}bits  {'tiles':<27}regs  spill  shared useful  mufu  matrix instructions\n"
-    "tiles: tokens x rows x columns, warps, stages; tma: descriptors; res, col: q, dR in registers"
-)
+def name(arch: str, key: Key, tiles: Tiles) -> str:
+    """What names a row in the record."""
+    kernel, size, columns = key
+    words = spelled(tiles._replace(columns=tiles.columns or columns)).split()
+    block, with_ = " ".join(words[:3]), " ".join(words[3:])
+    return f"{arch:<7} {kernel:<15}{8 * size:>4} {block:<20}{with_}".rstrip()
 
 
 def launches(arch: str, *, first: bool = False) -> Iterator[tuple[Key, Tiles, Launch]]:
@@ -106,9 +111,15 @@ def launches(arch: str, *, first: bool = False) -> Iterator[tuple[Key, Tiles, La
     Operands are as the paper's models have them: bfloat16 or float32, contiguous, with R of 11 sub-networks,
     silu; heads as wide as the row is for. Chunks are those of a dense feed-forward of 4096.
     """
+    for key, tiles in rows(arch, first=first):
+        yield key, tiles, launch_of(key, tiles, arch)
+
+
+def rows(arch: str, *, first: bool = False) -> Iterator[tuple[Key, Tiles]]:
+    """The candidates of the tables."""
     for key, candidates in config.table(arch).items():
         for tiles in candidates[:1] if first else candidates:
-            yield key, tiles, launch_of(key, tiles, arch)
+            yield key, tiles
 
 
 def launch_of(key: Key, tiles: Tiles, arch: str, router: torch.dtype = torch.float32) -> Launch:
@@ -228,23 +239,48 @@ def _number(text: str, pattern: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a row for each kernel, and what is broken."""
+    """Print a row for each kernel, and what is broken or changed."""
+    options = parser().parse_args(arguments)
+    part = bool(options.arch or options.fast)
+    before = record.read() if part or not options.accept else Record("none", {})
+    same = before.triton == triton.__version__
+    if options.accept and part and not same:
+        parser().error(f"the record is of triton {before.triton}: all of it is rewritten, or none")
+    print(f"triton {triton.__version__}\n{HEADING}", flush=True)
+    lines: dict[str, str] = {}
+    broken = changed = 0
+    for arch in options.arch or ARCHES:
+        for key, tiles, launch in launches(arch, first=options.fast):
+            found = resources(key, tiles, launch, arch)
+            line = str(found)
+            lines[record.name_of(line)] = line
+            limits, changes = found.broken(), before.changes(line) if same and not options.accept else []
+            broken, changed = broken + bool(limits), changed + bool(changes)
+            marks = [f"    FAILS: {what}" for what in limits] + [f"    CHANGED: {what}" for what in changes]
+            print("\n".join([line, *marks]), flush=True)
+    print(f"{broken} kernels break a limit" if broken else "every limit holds")
+    if options.accept:
+        kept = before.lines if same else {}
+        names = [name(arch, key, tiles) for arch in ARCHES for key, tiles in rows(arch)]
+        record.write(Record(triton.__version__, {**kept, **lines}), names)
+        print(f"{len(lines)} rows are recorded")
+    elif not same:
+        print(f"not compared: the record is of triton {before.triton}, whose registers are not this one's")
+    else:
+        again = "; if that is meant: python -m benchmarks.gpu.static --accept" if changed else ""
+        print(f"{changed} of {len(lines)} rows are not as recorded{again}")
+    raise SystemExit(1 if broken or changed else 0)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu.static", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--arch", choices=ARCHES, action="append", help="which; all four")
     parser.add_argument("--fast", action="store_true", help="only the rows in use until one tunes")
-    options = parser.parse_args(arguments)
-    print(f"triton {triton.__version__}\n{HEADING}", flush=True)
-    failures = 0
-    for arch in options.arch or ARCHES:
-        for key, tiles, launch in launches(arch, first=options.fast):
-            found = resources(key, tiles, launch, arch)
-            broken = found.broken()
-            failures += bool(broken)
-            print("\n".join([str(found), *(f"    FAILS: {what}" for what in broken)]), flush=True)
-    print(f"{failures} kernels break a limit" if failures else "every limit holds")
-    raise SystemExit(1 if failures else 0)
+    parser.add_argument("--accept", action="store_true", help="record what they take, instead of comparing")
+    return parser
 
 
 if __name__ == "__main__":

@@ -50,8 +50,39 @@ class Task:
     warm: bool = False
 
 
+Alarm = Callable[[str, float], object]
+"""Is told who is at work from now on, "" for nobody in particular, and how many seconds that may take."""
+
+
+class Budget:
+    """Seconds that a run may take, from now on."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.seconds = seconds
+        self.start = clock()
+
+    def spent(self) -> float:
+        """Seconds until now."""
+        return self.clock() - self.start
+
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return self.spent() >= self.seconds
+
+
 class WallClock:
-    """The time of this process. Flushes no cache."""
+    """The time of this process. Flushes no cache. By its alarm another process knows when to end this one."""
+
+    def __init__(self) -> None:
+        self.alarm: Alarm = lambda who, seconds: None
+
+    @contextmanager
+    def turn(self, who: str, seconds: float) -> Iterator[None]:
+        """Give an entrant so much time. An error that leaves it is still the entrant's."""
+        self.alarm(who, seconds)
+        yield
+        self.alarm("", seconds)
 
     def wait(self) -> None:
         """Return when the device has done all its work."""
@@ -82,6 +113,7 @@ class CudaClock(WallClock):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         cache = torch.cuda.get_device_properties().L2_cache_size
         self.buffer = torch.empty(max(4 * cache, 2**28), dtype=torch.int8, device="cuda")
         self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -134,12 +166,14 @@ class Limits:
         least: samples of each entrant where `repeats` would take longer than `seconds`.
         seconds: of a race, after first calls.
         slowest: seconds that `least` samples of one entrant may take; a slower one is left out.
+        turn: seconds that one entrant may take at a time, compiling included; then its process is ended.
     """
 
     repeats: int = 30
     least: int = 10
     seconds: float = 6.0
     slowest: float = 20.0
+    turn: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -187,21 +221,23 @@ def race(tasks: Mapping[str, Task], clock: WallClock, limits: Limits, reference:
     runners: dict[str, _Runner] = {}
     failures: dict[str, str] = {}
     for name, task in tasks.items():
-        match attempt(clock, _warm_up, task, clock, limits):
-            case Failure(why):
-                failures[name] = why
-            case runner:
-                runners[name] = runner
+        with clock.turn(name, limits.turn):
+            runner = attempt(clock, _warm_up, task, clock, limits)
+        if isinstance(runner, Failure):
+            failures[name] = runner.why
+        else:
+            runners[name] = runner
     samples: dict[str, list[float]] = {name: [] for name in runners}
     with no_compiling(), _collecting_by_hand():
         for number in range(_repeats(runners, limits)):
             gc.collect(1)  # the young: what the last round left
             for name in _rotated([name for name in runners if name not in failures], number):
-                match attempt(clock, _sample, runners[name], clock):
-                    case Failure(why):
-                        failures[name] = why
-                    case seconds:
-                        samples[name].append(seconds)
+                with clock.turn(name, limits.turn):
+                    taken = attempt(clock, _sample, runners[name], clock)
+                if isinstance(taken, Failure):
+                    failures[name] = taken.why
+                else:
+                    samples[name].append(taken)
     return _result(runners, samples, failures, reference)
 
 

@@ -1,6 +1,6 @@
 """`python -m benchmarks.gpu.variants`: variants of the kernels, checked and timed on one GPU.
 
-They are tiles, the split of the last wave on and off, and heads of 96 columns through descriptors and through
+They are the split of the last wave on and off, and heads of 96 columns through descriptors and through
 pointers. Each is first checked against float64 in a process of its own, with a time limit: one that hangs or
 crashes is a result. Those of a kernel that are right are then timed in one process, in turns. What was found
 is in the JSON after each kernel. When the time is up nothing new is started; what was left out is there too.
@@ -14,24 +14,29 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.gpu import contests, jobs
+from benchmarks.gpu import contests
 from benchmarks.gpu.contests import Contest
 from benchmarks.gpu.machine import state
-from benchmarks.gpu.timing import CudaClock, Failure, Limits
+from benchmarks.gpu.timing import CudaClock, Failure, Limits, message
 from benchmarks.results import number_table
+from mhf_compile.commands.child import Child, Died, Silent
 from mhf_compile.kernels.flash_mhf.launch import target_of
 
 TOKENS = (16384, 4096)
 AT_ONCE = 4  # processes that check; one that measures time is alone
 CHECK_SECONDS, RACE_SECONDS = 60.0, 120.0  # limits of a process; to start torch takes 5 to 10
 
-Work = Callable[[str, int, Sequence[int], float], dict[str, Any] | Failure]
-"""Does "check" or "time" with the variants, by number, of a contest, by number, within so many seconds."""
+Work = Callable[[str, Contest, Sequence[int], float], dict[str, Any] | Failure]
+"""Does "check" or "time" with some variants of a contest, by number, within so many seconds."""
+
+Here = Callable[[str, Contest, Sequence[int]], dict[str, Any]]
+"""The same in this process."""
 
 
 @dataclass
@@ -63,12 +68,12 @@ class Outcome:
         return "\n".join([number_table(self.what, columns, rows, digits=3), *failed])
 
 
-def compete(number: int, contest: Contest, work: Work, over: Callable[[], bool]) -> Outcome:
+def compete(contest: Contest, work: Work, over: Callable[[], bool]) -> Outcome:
     """Check the variants of a contest, several at once, then time those that are right."""
     outcome = Outcome(str(contest), [str(variant) for variant in contest.variants])
 
     def check(i: int) -> dict[str, Any] | Failure:
-        return Failure("the time is up") if over() else work("check", number, [i], CHECK_SECONDS)
+        return Failure("the time is up") if over() else work("check", contest, [i], CHECK_SECONDS)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         checks = list(pool.map(check, range(len(contest.variants))))
@@ -84,7 +89,7 @@ def compete(number: int, contest: Contest, work: Work, over: Callable[[], bool])
                     outcome.failures[str(i)] = "two runs differ"
     right = [i for i in range(len(contest.variants)) if str(i) not in outcome.failures]
     if right:
-        match Failure("the time is up") if over() else work("time", number, right, RACE_SECONDS):
+        match Failure("the time is up") if over() else work("time", contest, right, RACE_SECONDS):
             case Failure(why):
                 outcome.failures["race"] = why
             case found:
@@ -100,18 +105,8 @@ def work_off(
     for number, contest in enumerate(planned):
         if over():
             return [str(left) for left in planned[number:]]
-        report(compete(number, contest, work, over))
+        report(compete(contest, work, over))
     return []
-
-
-def in_a_process(
-    action: str, contest: int, variants: Sequence[int], limit: float
-) -> dict[str, Any] | Failure:
-    """Do the work in a process of this module."""
-    numbers = ",".join(map(str, variants))
-    return jobs.run(
-        [sys.executable, "-m", "benchmarks.gpu.variants", "--work", action, str(contest), numbers], limit
-    )
 
 
 def work_here(action: str, contest: Contest, variants: Sequence[int]) -> dict[str, Any]:
@@ -122,6 +117,29 @@ def work_here(action: str, contest: Contest, variants: Sequence[int]) -> dict[st
     return contests.time(contest, variants, "cuda", target, CudaClock(), Limits(seconds=4.0))
 
 
+def in_a_process(
+    action: str, contest: Contest, variants: Sequence[int], limit: float, work: Here = work_here
+) -> dict[str, Any] | Failure:
+    """Do the work in another process."""
+    with Child(_answer, work, action, contest, variants) as child:
+        try:
+            found: dict[str, Any] | Failure = child.receive(limit)
+        except Silent:
+            return Failure(f"no result in {limit:.0f} s")
+        except Died as error:
+            return Failure(str(error))
+    return found
+
+
+def _answer(
+    connection: Connection, work: Here, action: str, contest: Contest, variants: Sequence[int]
+) -> None:
+    try:
+        connection.send(work(action, contest, variants))
+    except Exception as error:  # of Triton, the driver, or for want of memory
+        connection.send(Failure(message(error)))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what `arguments` ask for (default: those of the process). 2: there is no GPU."""
     options = parser().parse_args(arguments)
@@ -130,10 +148,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     target = target_of(torch.device("cuda", torch.cuda.current_device()))
     planned = contests.plan(target, TOKENS)
-    if options.work:
-        action, contest, variants = options.work
-        print(json.dumps(work_here(action, planned[int(contest)], [int(i) for i in variants.split(",")])))
-        return 0
     end = time.monotonic() + 60 * options.minutes
     found: dict[str, Any] = {"gpu": target.name, "state": state(), "contests": [], "left_out": []}
     report = partial(_report, found, options.json)
@@ -166,7 +180,6 @@ def parser() -> argparse.ArgumentParser:
         "--json", type=Path, default=Path("variants.json"), metavar="FILE", help="variants.json"
     )
     parser.add_argument("--minutes", type=float, default=9.0, help="after which nothing new is started; 9")
-    parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)  # of a process: action, contest, variants
     return parser
 
 

@@ -48,13 +48,14 @@ def layer(name: str, dtype: torch.dtype) -> tuple[Callable[..., Any], tuple[Any,
 def counts(call: FusedCall, numbers: Sequence[int], block: int, few: int) -> list[int]:
     """The numbers of tokens to compile a call for: for each of `numbers` itself, and others of its kind.
 
-    These fill whole blocks, or not, by a multiple of 16, or not. Up to `few` tokens the kernels are others.
-    A forward call is compiled for one token as well.
+    These fill whole blocks, or not, by a multiple of 16, or not. Up to `few` tokens the kernels are others,
+    and up to 16 these may have a block of 16. A forward call is compiled for one token as well.
     """
     tokens = [] if call.grad else [1]
     for number in numbers:
         even = few if number <= few else -(-number // block) * block
-        tokens += [number, even, even - 16, even - 1]
+        low = [16, 15] if number <= 16 else []
+        tokens += [number, *low, even, even - 16, even - 1]
     return list(dict.fromkeys(tokens))
 
 
@@ -108,7 +109,7 @@ def tiles_of(launch: Launch) -> str:
             given["BLOCK_F"],
             given["num_warps"],
             given["num_stages"],
-            given.get("DESCRIBED", False),
+            max(len(given["D"]), len(given["O"])) if given.get("DESCRIBED") else 0,
             given.get("BLOCK_D", 0),
             given.get("RESIDENT", False),
             bool(given.get("COLLECTED", 0)),

@@ -7,18 +7,22 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
+from mhf_compile.commands import parallel
 from mhf_compile.commands.arguments import DTYPES, positive
 from mhf_compile.models import CONFIGS
 
 if TYPE_CHECKING:
-    from mhf_compile.kernels.flash_mhf.config import Key, Sizes, Target
+    from mhf_compile.kernels.flash_mhf.config import Key, Sizes, Target, Tiles
     from mhf_compile.kernels.flash_mhf.tune import Trial
 
 ROUNDS = 25  # samples of each candidate
+COMPILING = 180.0  # s, what a candidate may take
 FLUSH = 2**29  # bytes, more than any cache holds
 
 HEADING = f"{'kernel':<16}{'bits':<6}{'columns':<9}{'tokens':<8}{'candidate':<30}{'ms':>9}"
@@ -84,24 +88,70 @@ def rows(key: Key, sizes: Sizes, trials: Sequence[Trial]) -> str:
     return "\n".join(lines)
 
 
-def tune_all(problems: Mapping[Key, Sizes], target: Target, device: torch.device) -> int:
+def compile_all(problems: Mapping[Key, Sizes], target: Target, jobs: int) -> dict[Key, dict[Tiles, str]]:
+    """Compile all candidates in so many processes: why those that cannot be do not, by row.
+
+    What is timed afterwards finds them in Triton's cache, and a compiler that hangs or dies ends none but its
+    own process.
+    """
+    from mhf_compile.kernels.flash_mhf import tune
+
+    candidates = [
+        tune.Candidate(key, sizes, tiles, target)
+        for key, sizes in problems.items()
+        for tiles in tune.candidates_of(key, sizes, target.arch)
+    ]
+    start = time.perf_counter()
+    failed: dict[Key, dict[Tiles, str]] = {key: {} for key in problems}
+    outcomes = parallel.outcomes(tune.compiled, candidates, jobs, COMPILING)
+    for candidate, why in zip(candidates, outcomes, strict=True):
+        if why:
+            failed[candidate.key][candidate.tiles] = why
+    took = time.perf_counter() - start
+    print(f"{len(candidates)} candidates compiled in {took:.0f} s by {jobs} processes", flush=True)
+    return failed
+
+
+def tune_all(
+    problems: Mapping[Key, Sizes], target: Target, device: torch.device, jobs: int, file: Path | None = None
+) -> int:
     """Measure row by row, print and store each, and say for how many there is a winner.
+
+    All times go to `file` as well, if there is one; see `mhf_compile.kernels.flash_mhf.swept`.
 
     Raises:
         OSError: what is found cannot be stored.
     """
-    from mhf_compile.kernels.flash_mhf import tune, tuned
+    from mhf_compile.kernels.flash_mhf import swept, tune, tuned
 
+    sweep = swept.Sweep(machine(target), f"Median of {ROUNDS} calls in turns, the L2 cache overwritten.", ())
+    if file:
+        swept.write(file, sweep)  # it fails now or not at all
+    failed = compile_all(problems, target, jobs)
     print(f"{target.name}, {target.arch}; the fastest of each is marked <\n{HEADING}", flush=True)
     winners = 0
     for key, sizes in problems.items():
-        trials = tune.trials(key, sizes, target, device, medians)
+        shipped = tuned.chosen(key, sizes.tokens, target)
+        trials = tune.trials(key, sizes, target, device, medians, failed[key])
         print(rows(key, sizes, trials), flush=True)
         best = tune.fastest(trials)
         if best is not None:
             tuned.store(target.name, {key: best})
             winners += 1
+        problem = swept.Problem(key, sizes, shipped, tuple(swept.Row.of(*trial) for trial in trials))
+        sweep = replace(sweep, problems=(*sweep.problems, problem))
+        if file:
+            swept.write(file, sweep)
     return winners
+
+
+def machine(target: Target) -> dict[str, str]:
+    """Where a sweep is measured."""
+    import triton
+
+    today = time.strftime("%Y-%m-%d")
+    versions = {"torch": torch.__version__, "triton": triton.__version__, "date": today}
+    return {"gpu": target.name, "arch": target.arch, **versions}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -130,6 +180,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "(default: 16 and 16384)",
         default=argparse.SUPPRESS,
     )
+    parser.add_argument(
+        "--jobs", metavar="N", type=positive, default=parallel.processors(), help="processes that compile"
+    )
+    parser.add_argument(
+        "--sweep",
+        metavar="FILE",
+        type=Path,
+        help="write the time of every candidate to it, for `python -m benchmarks.gpu.sweep FILE`",
+        default=argparse.SUPPRESS,
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="dtype of the operands")
 
     def run(options: argparse.Namespace) -> None:
@@ -156,7 +216,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         except ValueError as error:  # an architecture without a table
             stop(error)
         try:
-            chosen = tune_all(problems, target, device)
+            file = getattr(options, "sweep", None)
+            chosen = tune_all(problems, target, device, options.jobs, file)
         except OSError as error:
             where = f" {error.filename}" if error.filename else ""
             stop(f"cannot write{where}: {error.strerror or error}")

@@ -7,15 +7,15 @@ opaque to the compiler, which sees a call that saves q, k, u, v, r and the biase
 Registered by importing this module, and by nothing else in the package.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from mhf_compile.kernels.activations import ACTIVATIONS
+from mhf_compile.kernels.derivatives import directional, formula, of_present
 from mhf_compile.kernels.support import DTYPES, unsupported
 
 T = TypeVar("T")
@@ -237,8 +237,8 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         """By the plain formula."""
-        formula = _of_present(lambda *operands: _formula(operands, *ctx.constants), ctx.saved_tensors)
-        out: Tensor = _directional(formula, ctx.saved_tensors, tangents)
+        function = of_present(lambda *operands: formula(operands, *ctx.constants), ctx.saved_tensors)
+        out: Tensor = directional(function, ctx.saved_tensors, tangents)
         return out
 
 
@@ -264,8 +264,8 @@ class _Backward(torch.autograd.Function):
         wanted = [need for need, x in zip(needs, operands, strict=True) if x is not None]
 
         def gradients(grad: Tensor, *tensors: Tensor) -> list[Tensor]:
-            formula = _of_present(lambda *given: _formula(given, *constants), operands)
-            grads = torch.func.vjp(formula, *tensors)[1](grad)
+            function = of_present(lambda *given: formula(given, *constants), operands)
+            grads = torch.func.vjp(function, *tensors)[1](grad)
             return [x for x, want in zip(grads, wanted, strict=True) if want]
 
         return gradients
@@ -279,50 +279,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        return tuple(_directional(_Backward.gradients(ctx), ctx.saved_tensors, tangents))
-
-
-def _of_present(function: Callable[..., T], operands: Sequence[Tensor | None]) -> Callable[..., T]:
-    """A function of operands, as one of those of them that there are."""
-    present = [x is not None for x in operands]
-
-    def of_present(*tensors: Tensor) -> T:
-        given = iter(tensors)
-        return function(*(next(given) if there else None for there in present))
-
-    return of_present
-
-
-def _directional(
-    function: Callable[..., Any], operands: Sequence[Tensor | None], tangents: Sequence[Tensor | None]
-) -> Any:
-    """The derivative of a function of the operands that there are, in the direction of their tangents.
-
-    It is the gradient in w of the gradient of w * function, which is linear in w: PyTorch has no forward mode
-    inside forward mode.
-    """
-    pairs = [(x, t) for x, t in zip(operands, tangents, strict=False) if x is not None]
-    result, pullback, *_ = torch.func.vjp(function, *(x for x, _ in pairs))
-    direction = tuple(torch.zeros_like(x) if t is None else t.to(x.dtype) for x, t in pairs)
-    (derivative,) = torch.func.vjp(pullback, tree_map(torch.zeros_like, result))[1](direction)
-    return derivative
-
-
-def _formula(operands: Iterable[Any], activation: str, gate_scale: float, scale: float) -> Tensor:
-    """The operator in differentiable ATen, in q's dtype."""
-    q, k, u, v, r, gate_bias, up_bias = operands
-    heads = torch.arange(q.shape[2], device=q.device) // (q.shape[2] // k.shape[0])
-    gate = torch.einsum("bthd,hefd->bthef", q, k[heads]) * gate_scale
-    if gate_bias is not None:
-        gate = gate + gate_bias[heads]
-    hidden = ACTIVATIONS[activation].function(gate)
-    if u is not None:
-        up = torch.einsum("bthd,hefd->bthef", q, u[heads])
-        hidden = hidden * (up if up_bias is None else up + up_bias[heads])
-    if r is not None:
-        hidden = hidden * r.to(q.dtype).unsqueeze(-1)
-    out: Tensor = torch.einsum("bthef,hefo->btho", hidden, v[heads]) * scale
-    return out
+        return tuple(directional(_Backward.gradients(ctx), ctx.saved_tensors, tangents))
 
 
 @torch.library.impl(_library, "flash_mhf", "Autograd")

@@ -226,10 +226,6 @@ class _Roles:
         roles: dict[str, list[Axis]] = {role: [] for role in self.pattern.roles}
         inner = {axis for all_placed in state.leaves.values() for one in all_placed for axis in one.bound}
         for before, (axis, present) in enumerate(_occurrences(operands, index).items()):
-            if axis.size == 0 and RESULT not in present:
-                raise NoMatch(
-                    f"it sums over an axis of size 0 ({', '.join(sorted(present))})", progress=SIZES
-                )
             present |= {SCORE} if axis in inner else set()
             roles[self._role(axis, present, before)].append(axis)
         if not all(roles[letter] for letter, role in self.pattern.roles.items() if role.is_required):

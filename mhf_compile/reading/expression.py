@@ -135,23 +135,29 @@ def identify(expression: Expression) -> Known | None:
             return None
         # Far out, eager may overflow where the op does not, and parts of its slope underflow.
         seen = found.isfinite().all(0) & torch.stack([torch.ones_like(sloped), sloped])
-        slack = 100 * torch.finfo(torch.float64).eps * _magnitude(expression, x.detach())
+        inside, added = (
+            100 * torch.finfo(torch.float64).eps * m for m in _magnitudes(expression, x.detach())
+        )
         for scale, (name, activation) in itertools.product(_scales(expression), ACTIVATIONS.items()):
             wanted = _with_slope(activation.function(float(scale) * x), x)
             largest = (wanted[0].abs() * near).argmax()
             ratio = float(found[0][largest] / wanted[0][largest]) * float(scale)
             factor = Fraction(ratio).limit_denominator(64) / scale if math.isfinite(ratio) else Fraction(0)
             difference = (found - float(factor) * wanted).abs()
-            if factor and bool((difference <= slack * max(1, abs(float(factor))))[seen].all()):
+            slack = added + inside * max(1, abs(float(factor)))
+            if factor and bool((difference <= slack)[seen].all()):
                 return Known(name, factor * content, scale)
     return None
 
 
-def _magnitude(expression: Expression, x: torch.Tensor) -> torch.Tensor:
-    """How large the numbers are that are added up at points, for the value and for the slope."""
+def _magnitudes(expression: Expression, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How large the numbers are at points in an activation, and that an expression adds up.
+
+    The latter are those of the value and those of the slope.
+    """
     size, added = x.abs(), sum((term.abs() for term in _products(expression, x)), start=torch.zeros_like(x))
     inside = 1 + size.clamp(max=90) ** 3  # what a cube in an activation is, until the activation is flat
-    return torch.stack([inside + size + added, inside + added / size.clamp(min=1)])
+    return inside, torch.stack([added, added / size.clamp(min=1)])
 
 
 def _points(expression: Expression) -> tuple[torch.Tensor, torch.Tensor]:

@@ -45,6 +45,7 @@ def _refusals(region: Region) -> Iterator[Refusal | None]:
             yield used_elsewhere(region, value)
     yield repeated_weights(region)
     yield unsupported_device_or_dtype(region)
+    yield without_an_entry(region)
     for value in region.tape.values[region.match.root.time + 1 :]:
         yield reshaped_or_written_later(region, value)
 
@@ -214,6 +215,15 @@ def unsupported_device_or_dtype(region: Region) -> Refusal | None:
     """Whether the op cannot run there."""
     reason = unsupported(region.match.root.device, region.dtype)
     return Refusal(reason, region.match.root) if reason is not None else None
+
+
+def without_an_entry(region: Region) -> Refusal | None:
+    """Whether an axis that the op cannot do without has no entry: any but those of tokens."""
+    pattern, unification = region.match.pattern, region.match.unification
+    for letter, role in pattern.roles.items():
+        if not role.is_token and unification.size(letter) == 0:
+            return Refusal(f"it has an axis of size 0, the {role.name}", region.match.root)
+    return None
 
 
 def reshaped_or_written_later(region: Region, value: Value) -> Refusal | None:

@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks.gpu import contests, jobs, variants
+from benchmarks.gpu import contests, variants
 from benchmarks.gpu.contests import Contest, Variant, plan
 from benchmarks.gpu.timing import Failure, Limits, WallClock
 from mhf_compile.kernels.flash_mhf import config
@@ -20,10 +21,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 GOOD = {"over_allowed": 0.5, "bit_equal": True}
 
 
-def contest(count=3, tokens=33):
+def contest(name="0", count=3, tokens=33):
     sizes = Sizes(tokens, 2, 2, 2, 20, 16, 16, True, torch.float32)
     tiles = [Tiles(16, 16, warps, 1) for warps in (1, 2, 4)][:count]
-    return Contest("tiny", "weights", sizes, tuple(Variant(x, True) for x in tiles))
+    return Contest(name, "weights", sizes, tuple(Variant(x, True) for x in tiles))
 
 
 def raced(numbers):
@@ -41,10 +42,10 @@ class Fake:
     def __init__(self, **answers):
         self.answers, self.asked = answers, []
 
-    def __call__(self, action, number, numbers, limit):
-        self.asked.append((action, number, tuple(numbers)))
+    def __call__(self, action, contest, numbers, limit):
+        self.asked.append((action, contest.size, tuple(numbers)))
         default = GOOD if action == "check" else raced(numbers)
-        return self.answers.get(f"{action}_{number}_{numbers[0]}", default)
+        return self.answers.get(f"{action}_{contest.size}_{numbers[0]}", default)
 
 
 def outcomes(planned, work, over=lambda: False):
@@ -56,8 +57,8 @@ def outcomes(planned, work, over=lambda: False):
 def test_each_variant_is_checked_alone_and_the_right_ones_are_timed_together():
     work = Fake()
     (outcome,), left = outcomes([contest()], work)
-    assert set(work.asked[:3]) == {("check", 0, (i,)) for i in range(3)}
-    assert work.asked[3:] == [("time", 0, (0, 1, 2))]
+    assert set(work.asked[:3]) == {("check", "0", (i,)) for i in range(3)}
+    assert work.asked[3:] == [("time", "0", (0, 1, 2))]
     assert outcome.failures == {} and left == []
     assert "1000.000" in str(outcome) and "16x16 w4 s1" in str(outcome)
 
@@ -67,16 +68,16 @@ def test_what_is_wrong_or_fails_is_not_timed_and_takes_nothing_along():
         check_0_0=Failure("no result in 60 s"),
         check_0_1={"over_allowed": float("nan"), "bit_equal": True},
         check_1_1={"over_allowed": 0.1, "bit_equal": False},
-        time_1_0=Failure("ended with status -11: "),
+        time_1_0=Failure("the process was ended by SIGSEGV"),
     )
-    (first, second, third), left = outcomes([contest()] * 3, work)
+    (first, second, third), left = outcomes(list(map(contest, "012")), work)
     assert [x for x in work.asked if x[0] == "time"] == [
-        ("time", 0, (2,)), ("time", 1, (0, 2)), ("time", 2, (0, 1, 2))
+        ("time", "0", (2,)), ("time", "1", (0, 2)), ("time", "2", (0, 1, 2))
     ]  # fmt: skip
     assert first.failures == {"0": "no result in 60 s", "1": "errs nan times what is allowed"}
-    assert second.failures == {"1": "two runs differ", "race": "ended with status -11: "}
+    assert second.failures == {"1": "two runs differ", "race": "the process was ended by SIGSEGV"}
     assert third.failures == {} and left == []
-    assert "race: ended with" in str(second) and "16x16 w1 s1: no result in 60 s" in str(first)
+    assert "race: the process was ended" in str(second) and "16x16 w1 s1: no result in 60 s" in str(first)
 
 
 def test_when_the_time_is_up_nothing_new_is_started(monkeypatch):
@@ -88,22 +89,26 @@ def test_when_the_time_is_up_nothing_new_is_started(monkeypatch):
     assert left == [str(contest())]
 
 
-def test_a_process_that_hangs_or_crashes(monkeypatch):
-    """As on a GPU, with real processes: the second variant hangs, the third crashes."""
-    code = {
-        0: f"print({json.dumps(json.dumps(GOOD))})",
-        1: "import time; time.sleep(600)",
-        2: "import os; os.abort()",
-    }
+def real(action, contest, numbers):
+    """In a process: the second variant hangs, the third crashes, the fourth raises."""
+    match numbers[0]:
+        case 1:
+            time.sleep(600)
+        case 2:
+            os.abort()
+        case 3:
+            raise MemoryError("no memory")
+    return {**GOOD, "of": os.getpid()}
 
-    def work(action, number, numbers, limit):
-        if action == "time":
-            return raced(numbers)
-        return jobs.run([sys.executable, "-c", code[numbers[0]]], 2)
 
-    (outcome,), _ = outcomes([contest()], work)
-    assert outcome.failures == {"1": "no result in 2 s", "2": "ended with status -6: "}
-    assert list(outcome.race["timings"]) == ["0"]
+def test_a_process_that_hangs_crashes_or_raises():
+    found = [variants.in_a_process("check", contest(), [i], 30 if i != 1 else 1, real) for i in range(4)]
+    assert found[0].pop("of") != os.getpid() and found[0] == GOOD
+    assert found[1:] == [
+        Failure("no result in 1 s"),
+        Failure("the process was ended by SIGABRT"),
+        Failure("MemoryError: no memory"),
+    ]
 
 
 def test_without_a_gpu_one_line_and_status_2(monkeypatch, capsys):
@@ -119,6 +124,8 @@ def test_the_plan_for_an_h100():
     assert {"128x64 w4 s3 tma", "128x64 w4 s3 tma, whole"} <= set(by_name["370M", "dv"])
     assert {"128x64 w8 s3 tma x2", "128x64 w8 s3"} <= set(by_name["128M", "forward"])
     assert {"128x64 w8 s3 tma x2 col", "128x64 w8 s3 col"} <= set(by_name["128M", "dq"])
+    assert {"32x64 w4 s3 tma x2", "32x64 w4 s3"} <= set(by_name["128M", "weights"])
+    assert {x.kernel for x in planned if x.sizes.head_dim != 96} == {"weights", "dk_du", "dv"}
     assert all(len(set(names)) == len(names) > 1 for names in by_name.values())
     assert [any(", whole" in name for name in by_name[x.size, x.kernel]) for x in planned[:2]] == [True] * 2
     for x in planned:
@@ -152,7 +159,7 @@ def test_in_the_interpreter():
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
 @pytest.mark.parametrize("kernel", ["forward", "dq", "weights"])
 def test_a_variant_is_checked_and_timed(kernel):
-    target, tiny = Target("sm_90", 5), replace(contest(2), kernel=kernel)
+    target, tiny = Target("sm_90", 5), replace(contest(count=2), kernel=kernel)
     found = contests.check(tiny, 1, "cpu", target)
     assert 0 <= found["over_allowed"] <= 1 and found["bit_equal"]
     timed = contests.time(tiny, [0, 1], "cpu", target, WallClock(), Limits(repeats=2, least=1))

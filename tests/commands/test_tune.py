@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mhf_compile.commands import tune as tune_command
-from mhf_compile.kernels.flash_mhf import config, launch, tune, tuned
+from mhf_compile.kernels.flash_mhf import config, launch, swept, tune, tuned
 from mhf_compile.kernels.flash_mhf.config import Target, Tiles
 from mhf_compile.kernels.flash_mhf.tune import Trial
 from tests.commands.running import run_command
@@ -36,7 +36,8 @@ def cache(tmp_path, monkeypatch):
 def gpu(monkeypatch):
     """A GPU on which the last candidate is the fastest, and the second fails."""
 
-    def trials(key, sizes, target, device, measure):
+    def trials(key, sizes, target, device, measure, failed):
+        assert failed == ({CANDIDATES[2]: "took longer than 180 s"} if key == KEY else {})
         assert (target, device, measure) == (GPU, torch.device("cuda", 0), tune_command.medians)
         seen.append((key, sizes))
         found = [Trial(t, 1e-3 / i) for i, t in enumerate(config.HOPPER[key], start=1)]
@@ -44,7 +45,14 @@ def gpu(monkeypatch):
             t._replace(seconds=None, why="OutOfResources: why") if i == 1 else t for i, t in enumerate(found)
         ]
 
+    def outcomes(function, candidates, jobs, seconds):
+        assert (function, seconds) == (tune.compiled, tune_command.COMPILING)
+        assert len(set(candidates)) == len(candidates)
+        late = "took longer than 180 s"
+        return [late if (c.key, c.tiles) == (KEY, CANDIDATES[2]) else "" for c in candidates]
+
     seen = []
+    monkeypatch.setattr(tune_command.parallel, "outcomes", outcomes)
     monkeypatch.setitem(config.HOPPER, KEY, CANDIDATES)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -72,10 +80,11 @@ def test_without_a_gpu(run, cache):
 
 
 def test_winners_are_printed_stored_and_used(run, gpu, cache):
-    out, err, status = run("--config", "370M")
+    out, err, status = run("--config", "370M", "--jobs", "3")
     assert (err, status) == ("", 0)
     lines = out.splitlines()
-    assert lines[0].startswith("GPU of a test, sm_90; ")
+    assert re.fullmatch(r"\d+ candidates compiled in 0 s by 3 processes", lines[0])
+    assert lines[1].startswith("GPU of a test, sm_90; ")
     forward = next(i for i, line in enumerate(lines) if line.startswith("forward "))
     rows = [line.split() for line in lines[forward : forward + 4]]
     assert rows[0] == ["forward", "16", "128", "16384", "128x64", "w8", "s3", "tma", "res", "1.0000"]
@@ -85,6 +94,27 @@ def test_winners_are_printed_stored_and_used(run, gpu, cache):
     assert tuned.winners(GPU.name)[KEY] == CANDIDATES[-1]
     assert len(tuned.winners(GPU.name)) == 8
     assert out.count("<") == 9  # and in the heading
+
+
+def test_all_times_are_written_as_a_sweep(run, gpu, tmp_path):
+    tuned.store(GPU.name, {KEY: CANDIDATES[1]})
+    _, err, status = run("--config", "370M", "--sweep", str(tmp_path / "sweep.json"))
+    sweep = swept.read(tmp_path / "sweep.json")
+    assert (err, status) == ("", 0)
+    assert sweep.machine["gpu"] == GPU.name and sweep.machine["arch"] == "sm_90"
+    assert [(problem.key, problem.sizes) for problem in sweep.problems] == gpu
+    problem = next(problem for problem in sweep.problems if problem.key == KEY)
+    assert problem.shipped == CANDIDATES[1]
+    assert [row.seconds for row in problem.rows] == [pytest.approx(x, rel=1e-3) if x else x
+                                                     for x in (1e-3, None, 1e-3 / 3, 1e-3 / 4)]  # fmt: skip
+    assert problem.rows[1].why == "OutOfResources: why"
+    assert problem.measured()[0].may_be(CANDIDATES[3])
+
+
+def test_a_sweep_that_cannot_be_written_is_known_before_anything_is_measured(run, gpu, tmp_path):
+    out, err, status = run("--sweep", str(tmp_path / "missing" / "sweep.json"))
+    assert (out, status, gpu) == ("", 2, [])
+    assert err.endswith(f"cannot write {tmp_path}/missing/sweep.json: No such file or directory\n")
 
 
 def test_the_layers_of_all_configurations_and_no_row_twice(run, gpu):

@@ -5,7 +5,9 @@ The other is "aot_eager", which is also what compiles the rewritten graph.
 
 from __future__ import annotations
 
+import gc
 import logging
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -57,7 +59,7 @@ class Outcome:
     """What came of a program: results and gradients, what it raised, and what was seen of it."""
 
     tensors: list[Tensor] = field(default_factory=list)
-    error: Exception | None = None
+    error: str = ""
     seen: list[int] = field(default_factory=list)
     """How many tensors hooks saw, in each run."""
     fakes: bool = False
@@ -71,10 +73,19 @@ class Outcome:
 def run(example: Ambient, compiled: Compile) -> Outcome:
     """Compile and run a program, then run it again.
 
-    In a thread: what fails in the middle of a mode may leave it on, also with "aot_eager".
+    In a thread: what fails in the middle of a mode may leave it on, also with "aot_eager". It may also leave
+    objects of PyTorch's that, whenever and in whichever thread they are thrown away, set the dispatcher back
+    to what it was before them: so they are thrown away there, and of an error only its text is kept.
     """
+
+    def run_alone() -> Outcome:
+        try:
+            return _run(example, compiled)
+        finally:
+            gc.collect()
+
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(_run, example, compiled).result()
+        return pool.submit(run_alone).result()
 
 
 @torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
@@ -98,12 +109,14 @@ def _run(example: Ambient, compiled: Compile) -> Outcome:
                     found.tensors += [tensor.grad for tensor in given if tensor.grad is not None]
                     for tensor in given:
                         tensor.grad = None
-        except Exception as error:
-            found.error = error
+        except Exception:
+            found.error = traceback.format_exc()
             break
         finally:
             found.seen.append(len(seen.kinds))
             found.fakes |= "FakeTensor" in seen.kinds
+    if found.error:  # PyTorch may leave a dispatcher with which nothing runs
+        return found
     after = world()
     found.random = after.pop("random")
     found.changed = [name for name in after if name != "generated code" and after[name] != before[name]]
@@ -142,10 +155,9 @@ def what_works_under_another_backend_works_under_this_one(example: Ambient) -> N
     COUNTS["feed-forwards rewritten"] += sum(len(report.rewrites) for report in reports)
     assert [record.getMessage() for record in records] == []
     assert set(found.changed) <= set(wanted.changed)
-    if wanted.error is not None:
+    if wanted.error:
         return
-    if found.error is not None:
-        raise found.error
+    assert not found.error, found.error
     assert found.random == wanted.random
     assert len(found.tensors) == len(wanted.tensors)
     # Under autocast, products are rounded to bfloat16.
@@ -175,4 +187,4 @@ EXAMPLES = st.builds(
     grad=st.booleans(),
 )
 
-PROPERTIES = (Property(what_works_under_another_backend_works_under_this_one, EXAMPLES, 30),)
+PROPERTIES = (Property(what_works_under_another_backend_works_under_this_one, EXAMPLES, 20),)

@@ -294,7 +294,7 @@ FAULTS = (
         "gradients",
         "of gradients, the scale is missing",
         "second_derivatives_are_differences",
-        (Edit("kernels.ops:_formula", "hidden, v[heads]) * scale", "hidden, v[heads])"),),
+        (Edit("kernels.derivatives:formula", "hidden, v[heads]) * scale", "hidden, v[heads])"),),
     ),
     Fault(
         "blocked",

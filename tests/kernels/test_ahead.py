@@ -41,7 +41,7 @@ def test_an_architecture_without_kernels(arch):
 def operands(device, *, head_dim=128, tokens=80, offset=0):
     """q, k, u, v, r as views of larger tensors: q begins `offset` elements after its storage."""
     q = torch.empty(tokens * 4 * head_dim + offset, dtype=BFLOAT16, device=device)[offset:]
-    weights = torch.empty(3, 2, 3, 40, head_dim, dtype=BFLOAT16, device=device)
+    weights = torch.empty(3, 2, 3, 72, head_dim, dtype=BFLOAT16, device=device)
     r = torch.empty(4, 2, tokens // 2, 3, device=device).permute(1, 2, 0, 3)
     return q.view(2, tokens // 2, 4, head_dim), *weights.unbind(), r
 

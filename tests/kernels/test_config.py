@@ -62,7 +62,7 @@ def test_tables_are_sound(family):
             assert min(tiles.tokens, tiles.rows) >= 16 and tiles.stages >= 1
             assert (tiles.columns > 0) == kernel.startswith("chunk")
             assert tiles.described == 0 or (tiles.described in (1, 2) and family in ("sm_90", "sm_100"))
-            assert not tiles.resident or kernel in ("forward", "decode")
+            assert not tiles.resident or kernel in ("forward", "decode", "dq")
             assert not tiles.collected or kernel == "dq"
 
 
@@ -111,7 +111,28 @@ def test_parts_fill_the_device_and_not_more(programs, pieces, warps, processors)
 
 
 def test_the_models_fill_a_hopper_at_one_token_and_at_many():
-    (few,) = {config.table("sm_90")[config.key("decode", sizes(d))][0].warps for d in (64, 96, 128, 256)}
-    assert few == 4  # two programs beside each other
-    assert config.parts(8, 88, Tiles(64, 32, 4, 3), 132) * 8 > 132
+    rows = [config.table("sm_90")[config.key("decode", sizes(d))][0] for d in (64, 96, 128, 256)]
+    assert all(tiles.warps <= 4 for tiles in rows)  # two programs beside each other
+    assert all(config.parts(8, 11 * 256 // tiles.rows, tiles, 132) * 8 > 132 for tiles in rows)
     assert config.parts(1024, 44, Tiles(128, 64, 8, 3), 132) == 1
+
+
+@pytest.mark.parametrize("family", config.FAMILIES)
+@pytest.mark.parametrize("kernel", ["decode", "chunk_decode"])
+def test_few_tokens_are_in_one_block_where_a_candidate_holds_them(family, kernel):
+    for key, candidates in config.FAMILIES[family].items():
+        if key[0] != kernel:
+            continue
+        most = max(tiles.tokens for tiles in candidates)
+        for tokens in range(1, config.FEW + 1):
+            found = config.fitting(kernel, tokens, candidates)
+            assert found and [tiles for tiles in candidates if tiles in found] == list(found)
+            assert found == candidates if tokens > most else min(t.tokens for t in found) >= tokens
+
+
+def test_all_other_kernels_choose_from_all():
+    candidates = (Tiles(16, 64, 4, 3), Tiles(64, 64, 4, 3))
+    assert config.fitting("forward", 65, candidates) == candidates
+    assert config.fitting("decode", 16, candidates) == candidates
+    assert config.fitting("decode", 17, candidates) == candidates[1:]
+    assert config.fitting("decode", 65, candidates) == candidates  # none holds them

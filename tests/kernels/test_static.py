@@ -1,15 +1,17 @@
 """The static gate: what the shipped kernels take, compiled ahead of time with no GPU in the machine.
 
 Here are the rows in use on Hopper and some on the other architectures; all of them are in
-`python -m benchmarks.gpu.static`.
+`python -m benchmarks.gpu.static`. What they take is compared with the record where it is of this Triton.
 """
 
 from itertools import product
 
 import pytest
 import torch
+import triton
 
-from benchmarks.gpu import static
+from benchmarks.gpu import record, static
+from benchmarks.gpu.record import Record
 from benchmarks.gpu.static import ARCHES, SHARED, Resources
 from mhf_compile.kernels.flash_mhf import ahead, backward, config, forward
 from mhf_compile.kernels.flash_mhf.config import Target, Tiles
@@ -24,10 +26,24 @@ ROWS = [("sm_90", key) for key in config.HOPPER] + list(product(("sm_80", "sm_10
 @pytest.mark.parametrize(
     ("arch", "key"), ROWS, ids=lambda x: x if isinstance(x, str) else " ".join(map(str, x))
 )
-def test_no_limit_is_broken(arch, key):
+def test_no_limit_is_broken_and_all_is_as_recorded(arch, key):
     tiles = config.table(arch)[key][0]
     found = static.resources(key, tiles, static.launch_of(key, tiles, arch), arch)
     assert found.broken() == [], found
+    kept = record.read()
+    if kept.triton == triton.__version__:
+        assert kept.changes(str(found)) == [], found
+
+
+def test_each_row_of_the_tables_is_recorded_and_no_other():
+    names = [static.name(arch, *row) for arch in ARCHES for row in static.rows(arch)]
+    assert list(record.read().lines) == names
+
+
+def test_two_descriptors_have_a_name_of_their_own():
+    tiles = Tiles(128, 64, 8, 3, collected=True)
+    names = [static.name("sm_90", ("dq", 2, 96), tiles._replace(described=count)) for count in range(3)]
+    assert [name.split("s3")[1].split() for name in names] == [["col"], ["tma", "col"], ["tma", "x2", "col"]]
 
 
 @pytest.mark.parametrize("kernel", ["forward", "dq", "dk_du", "dv"])
@@ -139,10 +155,19 @@ def resources(**changes):
     ("changes", "what"),
     [
         ({}, None),
-        ({"spilled": 8}, "spills 8 bytes"),
+        ({"spilled": 8}, None),
         ({"shared": 227 * 1024 + 1}, "shared memory"),
         ({"matrix": {}}, "no matrix instruction"),
         ({"matrix": {"HMMA.16816.F32.BF16": 2}}, "fallback"),
+        ({"tiles": Tiles(16, 64, 4, 3), "matrix": {"HMMA.16816.F32.BF16": 2}}, None),
+        (
+            {
+                "key": ("dv", 2, 128),
+                "tiles": Tiles(32, 64, 4, 2),
+                "matrix": {"HMMA.16816.F32.BF16": 2},
+            },
+            "fallback",
+        ),
         ({"arch": "sm_80", "matrix": {"HMMA.16816.F32.BF16": 2}}, None),
         ({"useful": 0.75}, "0.750 of its multiplications"),
         ({"special": 2.0}, "2.00 special functions"),
@@ -168,14 +193,83 @@ def test_multiplications_are_counted_in_loops_only():
     assert static.issued(text) == 64 * 16 * 32
 
 
-def test_the_command_prints_rows_and_says_what_fails(monkeypatch, capsys):
-    row = next(static.launches("sm_90", first=True))
-    monkeypatch.setattr(static, "launches", lambda arch, first: iter([row]))
-    for spilled, status, last in ((0, 0, "every limit holds"), (16, 1, "1 kernels break a limit")):
-        monkeypatch.setattr(static, "resources", lambda *_, spilled=spilled: resources(spilled=spilled))
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs the command on two rows that take so many bytes of spill: its output and status."""
+    every = list(static.launches("sm_90", first=True))[:2]
+    path = tmp_path / "static.txt"
+
+    def run(*arguments, spilled=0, version="1.2"):
+        monkeypatch.setattr(static.triton, "__version__", version)
+        found = iter(
+            resources(key=key, tiles=tiles, spilled=spilled if i else 0)
+            for i, (key, tiles, _) in enumerate(every)
+        )
+        monkeypatch.setattr(static, "resources", lambda *_: next(found))
         with pytest.raises(SystemExit) as exit_:
-            static.main(["--arch", "sm_90", "--fast"])
-        out = capsys.readouterr().out
-        assert exit_.value.code == status
-        assert "128x64x64 w8 s3" in out and out.strip().endswith(last)
-        assert ("FAILS: spills 16 bytes" in out) == (spilled > 0)
+            static.main(["--arch", "sm_90", "--fast", *arguments] if "all" not in arguments else ["--accept"])
+        return capsys.readouterr(), exit_.value.code
+
+    monkeypatch.setattr(static, "ARCHES", ("sm_90",))
+    monkeypatch.setattr(static, "rows", lambda arch, first=False: [row[:2] for row in every])
+    monkeypatch.setattr(static, "launches", lambda arch, first: iter(every))
+    monkeypatch.setattr(record, "RECORD", path)
+    for function in (record.read, record.write):
+        defaults = (*function.__defaults__[:-1], path)
+        monkeypatch.setattr(function, "__defaults__", defaults)
+    return run
+
+
+def test_what_changes_is_said_until_it_is_accepted(command):
+    assert command("all")[1] == 0
+    (out, _), status = command()
+    assert status == 0 and "CHANGED" not in out and "0 of 2 rows are not as recorded\n" in out
+    (out, _), status = command(spilled=16)
+    assert status == 1 and out.count("CHANGED") == 1
+    assert "CHANGED: 0 bytes spilled are recorded, now 16\n" in out
+    assert (
+        "1 of 2 rows are not as recorded; if that is meant: python -m benchmarks.gpu.static --accept" in out
+    )
+    (out, _), status = command("--accept", spilled=16)
+    assert status == 0 and "2 rows are recorded" in out
+    assert command(spilled=16)[1] == 0 and command(spilled=0)[1] == 1
+
+
+def test_with_another_triton_only_the_limits_hold(command):
+    command("all")
+    (out, _), status = command(spilled=16, version="1.3")
+    assert status == 0 and "not compared: the record is of triton 1.2" in out
+    (_, err), status = command("--accept", version="1.3")
+    assert status == 2 and "all of it is rewritten, or none" in err
+    assert command("all", spilled=16, version="1.3")[1] == 0
+    assert command(spilled=16, version="1.3")[1] == 0 and command(version="1.3")[1] == 1
+
+
+def test_a_limit_is_no_matter_of_the_record(command, monkeypatch):
+    monkeypatch.setitem(SHARED, "sm_90", 1000)
+    assert command("all")[1] == 1
+    (out, _), status = command()
+    assert status == 1 and out.count("FAILS: takes 1024 bytes of shared memory") == 2
+    assert "2 kernels break a limit" in out
+
+
+def test_a_row_that_is_not_recorded(tmp_path):
+    line = str(resources())
+    assert Record("1.2", {}).changes(line) == ["is not in the record"]
+    record.write(
+        Record("1.2", {record.name_of(line): line, "gone": line}), [record.name_of(line)], tmp_path / "x"
+    )
+    assert record.read(tmp_path / "x") == Record("1.2", {record.name_of(line): line})
+    assert record.taken(line) == (200, 0, 1024)
+
+
+@pytest.mark.parametrize("text", ["", "triton 3\n", f"triton 3\n{record.HEADING}\nsm_90 forward 16\n"])
+def test_what_is_no_record(tmp_path, text):
+    (tmp_path / "x").write_text(text or "\n")
+    with pytest.raises(record.Unreadable):
+        record.read(tmp_path / "x")
+
+
+def test_the_longest_names_are_short_enough():
+    names = [static.name(arch, *row) for arch in ARCHES for row in static.rows(arch)]
+    assert max(map(len, names)) < record.WIDTH and len(set(names)) == len(names)

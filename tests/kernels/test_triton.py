@@ -39,10 +39,19 @@ TARGETS = {
     "chunks": (Target("sm_90", 8), 10**9),
     "parts": (Target("sm_90", 5), None),
 }
-# Every dtype in one way, and bfloat16 in the others.
-DTYPES_OF_TARGETS = [
-    (name, dtype) for name in TARGETS for dtype in DTYPES if name == "descriptors" or dtype == torch.bfloat16
-]
+DESCRIBED = [("descriptors", dtype) for dtype in DTYPES]
+OTHERS = [("pointers", torch.bfloat16), ("chunks", torch.bfloat16)]
+
+
+def ways(cases, dtypes=DESCRIBED):
+    """Each case in every dtype in one way, and in bfloat16 in one of the others, by turns."""
+    return [
+        pytest.param(*way, case, id=f"{name}-{way[0]}-{way[1]}")
+        for number, (name, case) in enumerate(cases.items())
+        for way in (*dtypes, OTHERS[number % len(OTHERS)])
+    ]
+
+
 # Each width of a head with some width of a sub-network, and every number of sub-networks; ragged tokens.
 MATRIX = {
     "d 16, e 341": Case(length=83, head_dim=16, out_dim=16, width=341, subnetworks=1),
@@ -108,8 +117,7 @@ def test_in_the_interpreter():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("kernels", "dtype"), DTYPES_OF_TARGETS, ids=str, indirect=["kernels"])
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("kernels", "dtype", "case"), ways(CASES), indirect=["kernels"])
 def test_errs_at_most_twice_as_much_as_eager(kernels, case, dtype, device):
     check(kernels, case, dtype, device)
 
@@ -150,9 +158,11 @@ def test_slopes_of_large_gates_have_their_digits(activation, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("case", MATRIX.values(), ids=MATRIX)
-def test_sizes(kernels, case, device):
-    check(kernels, case, torch.bfloat16, device)
+@pytest.mark.parametrize(
+    ("kernels", "dtype", "case"), ways(MATRIX, [("descriptors", torch.bfloat16)]), indirect=["kernels"]
+)
+def test_sizes(kernels, case, dtype, device):
+    check(kernels, case, dtype, device)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -7,12 +7,13 @@ TRITON_INTERPRET=1.
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from mhf_compile.kernels.flash_mhf import config, tune
+from mhf_compile.kernels.flash_mhf import ahead, config, tune
 from mhf_compile.kernels.flash_mhf.config import Sizes, Target, Tiles
 from mhf_compile.kernels.flash_mhf.tune import Trial
 
@@ -135,11 +136,11 @@ def slower_first(runs):
     return [-seconds for seconds in in_order(runs)]
 
 
-def tried(monkeypatch, kernel, candidates, measure=in_order, sizes=SMALL):
+def tried(monkeypatch, kernel, candidates, measure=in_order, sizes=SMALL, failed=None):
     found = tune.problems([sizes], "sm_90", tokens=72, decoded=3)
     key = next(key for key in found if key[0] == kernel)
     monkeypatch.setitem(config.HOPPER, key, tuple(candidates))
-    return tune.trials(key, found[key], HOPPER, CPU, measure)
+    return tune.trials(key, found[key], HOPPER, CPU, measure, failed or {})
 
 
 @interpreted
@@ -191,6 +192,52 @@ def test_what_fails_is_left_out_and_says_why(monkeypatch):
     assert "out of resource: shared memory, Required: 300000, Hardware limit: 232448" in trials[2].why
     assert tune.fastest(trials) == BLOCKS._replace(stages=2)
     assert tune.fastest(tried(monkeypatch, "forward", [BLOCKS, BLOCKS._replace(stages=3)])) is None
+
+
+@interpreted
+def test_what_could_not_be_compiled_is_not_tried(monkeypatch):
+    candidates = [BLOCKS, BLOCKS._replace(stages=2)]
+    trials = tried(monkeypatch, "forward", candidates, failed={BLOCKS: "took longer than 180 s"})
+    assert trials == [Trial(BLOCKS, None, "took longer than 180 s"), Trial(candidates[1], 1.0)]
+
+
+@once
+@pytest.mark.parametrize(
+    ("kernel", "tiles"),
+    [
+        ("forward", Tiles(64, 64, 4, 2, True)),
+        ("decode", Tiles(16, 32, 4, 2)),
+        ("dq", Tiles(64, 32, 4, 2, True, resident=True, collected=True)),
+        ("chunk_backward", Tiles(64, 64, 4, 2, columns=32)),
+    ],
+)
+def test_what_is_compiled_ahead_is_what_is_launched(kernel, tiles):
+    """Its kernels are found again by a launch of the same candidate."""
+    sizes = tune.problems([layer(64)], "sm_90", tokens=128, decoded=3)
+    key = next(key for key in sizes if key[0] == kernel)
+    candidate = tune.Candidate(key, sizes[key], tiles, HOPPER)
+    assert tune.compiled(candidate) == ""
+    call, grad = tune._call(sizes[key], HOPPER, CPU)
+    launches, _ = tune._launches(kernel, replace(call, forced={kernel: tiles}), grad)
+    assert launches
+    for launch in launches:
+        assert ahead.compile_or_find(launch, "sm_90").cached is None  # this process did it
+
+
+@once
+def test_why_a_candidate_does_not_compile():
+    sizes = tune.problems([layer(64)], "sm_90")["forward", 2, 64]
+    why = tune.compiled(tune.Candidate(("forward", 2, 64), sizes, Tiles(48, 64, 4, 2), HOPPER))
+    assert why and "\n" not in why
+
+
+@once
+def test_few_tokens_are_tried_in_blocks_that_hold_them(monkeypatch):
+    key, sizes = ("decode", 2, 128), SMALL._replace(tokens=20)
+    low, high = Tiles(16, 64, 4, 3), Tiles(32, 64, 4, 3)
+    monkeypatch.setitem(config.HOPPER, key, (low, high))
+    assert tune.candidates_of(key, sizes, "sm_90") == (high,)
+    assert tune.candidates_of(key, sizes._replace(tokens=16), "sm_90") == (low, high)
 
 
 @interpreted

@@ -30,8 +30,8 @@ def folder(tmp_path, monkeypatch):
     tuned.winners.cache_clear()
 
 
-def call(head_dim=128, name=GPU, **forced):
-    q, k = (torch.empty(1, 4096, 2, head_dim, device="meta", dtype=torch.bfloat16) for _ in range(2))
+def call(head_dim=128, name=GPU, *, tokens=4096, **forced):
+    q, k = (torch.empty(1, tokens, 2, head_dim, device="meta", dtype=torch.bfloat16) for _ in range(2))
     return Call(q, k, k, k, None, None, None, "silu", 1.0, 1.0, Target("sm_90", 1, name), forced=forced)
 
 
@@ -53,6 +53,13 @@ def test_other_rows_are_kept():
     tuned.store(GPU, {KEY: FIRST, other: config.HOPPER[other][-1]})
     tuned.store(GPU, {KEY: SECOND})
     assert tuned.winners(GPU) == {KEY: SECOND, other: config.HOPPER[other][-1]}
+
+
+def test_a_winner_for_few_tokens_is_used_where_its_block_holds_them(monkeypatch):
+    key, low, high = ("decode", 2, 128), Tiles(16, 32, 4, 3), Tiles(64, 64, 4, 3)
+    monkeypatch.setitem(config.HOPPER, key, (Tiles(16, 64, 4, 3), low, high))
+    tuned.store(GPU, {key: low})
+    assert [call(tokens=n).tiles("decode") for n in (1, 16, 17, 64)] == [low, low, high, high]
 
 
 def test_descriptors_are_left_out_where_a_head_takes_several_tiles():

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv1d, relu, silu
 
+from mhf_compile.matching.linearity import Linearity
+from mhf_compile.matching.reasons import NoMatch, Progress, Stage
+from mhf_compile.reading.activations import Activations
+from mhf_compile.tape.recorder import record_function
 from tests.comparison import compare
 from tests.matching.programs import (
     D,
@@ -88,3 +92,15 @@ def test_a_convolution_of_several_positions_is_a_miss_with_a_reason() -> None:
     ((miss,),) = (report.misses for report in found.reports)
     assert "convolution" in miss.reason
     assert miss.source.startswith("tests/matching/test_linearity.py:")
+
+
+def test_the_reason_that_is_nearest_to_a_match_is_kept() -> None:
+    tape, (x, _), _ = record_function(lambda x, y: silu(x) * y, (3,), (3,))
+    linearity = Linearity(tape, Activations(tape).anchors)
+    (anchor,) = linearity.anchors
+    near, far = (NoMatch(str(stage), x, Progress(stage)) for stage in (Stage.MATCH, Stage.ROLES))
+    for reasons in ([far, near], [near, far]):
+        linearity.stopped.clear()
+        for reason in reasons:
+            linearity._stop([anchor], reason)
+        assert linearity.stopped[anchor] is near

@@ -63,3 +63,27 @@ def test_what_is_refused_is_nearer_than_what_is_none() -> None:
     near = Unmatched(FLASH_MHF, None, Refusal(""))  # type: ignore[arg-type]
     assert near.is_pattern and not far.is_pattern
     assert near.rank > far.rank
+
+
+def test_a_match_is_where_its_first_activation_is() -> None:
+    def program(q, k, u, v):
+        return sum(gated(q, k[:, e], u[:, e], v[:, e]) for e in range(E))
+
+    match = matched(program, "q k u v")
+    times = sorted(anchor.time for anchor in match.anchors)
+    assert len(times) == E and match.time == times[0]
+
+
+def test_a_miss_counts_each_time_its_region_is_run() -> None:
+    def of_another_token(q, k1, u1, v1):
+        hidden = silu(torch.einsum("bthd,hfd->bthf", q, k1)) * torch.einsum("bthd,hfd->bthf", q.flip(1), u1)
+        return torch.einsum("bthf,hfo->btho", hidden, v1)
+
+    region = torch.compiler.nested_compile_region(of_another_token)
+
+    def twice(q, *weights):
+        return region(2 * q, *weights) + region(3 * q, *weights)
+
+    for program, uses in ((twice, 2), (of_another_token, 1)):
+        (miss,) = searched(program, *tensors("q k1 u1 v1"))
+        assert isinstance(miss, Unmatched) and miss.uses == uses

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mhf_compile.matching.normal_form import normal_form
+from mhf_compile.matching.normal_form import _hoisted, normal_form
 from mhf_compile.matching.reasons import NoMatch
 from mhf_compile.notation import Func, Index, Leaf, Term, leaves
 from mhf_compile.notation.fold import Stacked
@@ -199,3 +199,8 @@ def test_the_index_is_that_of_the_entry_after_all_cuts():
     (stride, head), (one, out) = index[1].digits
     assert (stride, head.size, one, out.size) == (O, 2, 1, O) and index[1].offset == 0
     assert index[0] == Index.over(index[0].axes[0]) and {head, out} <= set(term.free)
+
+
+def test_a_score_that_is_a_sum_of_nothing_stays_one() -> None:
+    nothing = Term(Fraction(2), (Func("", ()),))
+    assert _hoisted(nothing) == nothing

@@ -18,6 +18,7 @@ from mhf_compile.matching.reasons import (
     Progress,
     Refusal,
     Stage,
+    differing,
     misplaced,
     nearest,
     value_of,
@@ -26,6 +27,7 @@ from mhf_compile.notation import Axis, Leaf
 from mhf_compile.notation.fold import Stacked
 from mhf_compile.patterns import FLASH_MHF
 from mhf_compile.patterns.pattern import RESULT
+from mhf_compile.tape.recorder import record_function
 from tests.matching.programs import H, Program, T, searched, tensors
 
 
@@ -175,3 +177,28 @@ def test_a_reason_is_the_message_of_its_error() -> None:
 
 def test_a_stack_of_tensors_is_no_value_of_the_program() -> None:
     assert value_of(Leaf(Stacked((torch.zeros(2),)), ())) is None
+
+
+@pytest.mark.parametrize(("activation", "told"), [(silu, True), (torch.sigmoid, False)])
+def test_a_change_of_grad_mode_is_told_of_what_is_evidently_an_activation(activation, told: bool) -> None:
+    """A sigmoid may be anything."""
+
+    def program(q, k1, u1, v1):
+        with torch.no_grad():
+            hidden = activation(torch.einsum("bthd,hfd->bthf", q, k1))
+        return torch.einsum("bthf,hfo->btho", hidden * torch.einsum("bthd,hfd->bthf", q, u1), v1)
+
+    misses = searched(program, *tensors("q k1 u1 v1"))
+    assert [isinstance(miss, Unmatched) and miss.is_pattern for miss in misses] == [True] * told
+    assert all("grad mode changes inside it" in str(miss.why) for miss in misses)
+
+
+def test_the_later_of_two_inputs_that_differ_is_where_they_do() -> None:
+    """A stack is nowhere."""
+    _, (x, _), result = record_function(lambda x, y: x.sin() + y, (3,), (3,))
+    assert x is not None and result.op is not None
+    sin = result.op.args[0]
+    a, b, stack = (Leaf(value, ()) for value in (x, sin, Stacked((x, sin))))
+    assert x.time == 0
+    for first, second, at in ((a, b, sin), (b, a, sin), (a, stack, x), (stack, a, x)):
+        assert differing(first, second).at is at

@@ -29,9 +29,23 @@ _REASONS: dict[str, dict[str, str]] = {
         "reading.reader:Reader.definition": "rule is None or value.op is None -> rule is None",
     },
     "the order of the two does not matter": {
+        "reading.algebra:convolution": "(Leaf(source, (batch, own, *places)), Leaf(weight, (channel, inner,"
+        " *(Index() for _ in places)))) -> (Leaf(weight, (channel, inner, *(Index() for _ in places))),"
+        " Leaf(source, (batch, own, *places)))",
         "notation.index:Index.last": "times(stride, axis.size) -> times(axis.size, stride)",
         "reading.activations:_same_entry": "numbering.same(a.value, b.value) ->"
         " numbering.same(b.value, a.value)",
+    },
+    "it is only compared": {
+        "notation.fold:_form.leaf": "_Kind(type(value), tuple(value.shape), dtype, device) ->"
+        " _Kind(tuple(value.shape), type(value), dtype, device)",
+    },
+    "roots that are no numbers are no points to compare at": {
+        "reading.expression:_roots": "len(monic) * bool(monic.isfinite().all()) -> len(monic)",
+    },
+    "what the score of an activation is made of ends there, and is looked at all the same": {
+        "matching.candidates:Candidates.within": "if value.op is None or value in self.linearity.anchors ->"
+        " if False",
     },
     "there is only one": {
         "matching.unify:_Roles._operand": "_same_tensor(self.numbering, twin, leaves[0]) ->"

@@ -118,12 +118,12 @@ def say(graph: Graph) -> Said:
     try:
         options = {"strict": True, "dense": "always", **graph.options}
         rewritten, report = mhf_compile.rewrite(graph.module, graph.inputs, **options)
+        sizes = ("tokens", "heads", "kv_heads", "subnetworks", "head_dim", "width", "out_dim")
+        told = ("pattern", "source", *sizes, "dtype", "proof", "saved_bytes")
+        said["report"] = [[str(getattr(r, name)) for name in told] for r in report.rewrites]
+        said["report"] += [[str(miss.source), _NUMBERED.sub(r"\1", miss.reason)] for miss in report.misses]
     except Exception as error:
         return {**said, "failure": f"the analysis raises {type(error).__name__}"}
-    sizes = ("tokens", "heads", "kv_heads", "subnetworks", "head_dim", "width", "out_dim")
-    told = ("pattern", "source", *sizes, "dtype", "proof", "saved_bytes")
-    said["report"] = [[str(getattr(r, name)) for name in told] for r in report.rewrites]
-    said["report"] += [[miss.source, _NUMBERED.sub(r"\1", miss.reason)] for miss in report.misses]
     if report.rewrites:
         before = outcome(graph.module, graph.inputs)
         try:

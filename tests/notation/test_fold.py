@@ -1,5 +1,7 @@
 """Loops, lists of modules and concatenations folded into axes."""
 
+from itertools import permutations
+
 import pytest
 import sympy
 import torch
@@ -169,6 +171,34 @@ def test_what_is_no_progression_is_left_as_it_is(name):
     function, shapes, count = UNFOLDED[name]
     _, terms, _ = folded(function, *shapes)
     assert len(terms) == count if count is not None else len(terms) > 1
+
+
+PIECES = [(0, 2), (2, 5), (5, 6)]
+
+
+@pytest.mark.parametrize(
+    "pieces", [*permutations(PIECES), *permutations(PIECES[:2]), *permutations(PIECES[1:])]
+)
+def test_uneven_pieces_next_to_each_other_are_one_axis(pieces):
+    def function(x, w):
+        return sum(x[:, a:b] @ w[a:b] for a, b in pieces)
+
+    _, (term,), _ = folded(function, (2, 6), (6, 3))
+    assert sizes(term) == [sum(b - a for a, b in pieces)]
+
+
+@pytest.mark.parametrize("pieces", [[(0, 2), (3, 6)], [(0, 3), (2, 4)], [(0, 1), (2, 5)], [(1, 4), (1, 2)]])
+def test_uneven_pieces_that_are_apart_or_overlap_are_none(pieces):
+    def function(x, w):
+        return sum(x[:, a:b] @ w[a:b] for a, b in pieces)
+
+    _, terms, _ = folded(function, (2, 6), (6, 3))
+    assert len(terms) == 2
+
+
+def test_uneven_pieces_of_other_tensors_are_none():
+    _, terms, _ = folded(lambda x, w, y: x[:, :2] @ w[:2] + y[:, 2:5] @ w[2:5], (2, 6), (6, 3), (2, 6))
+    assert len(terms) == 2
 
 
 def test_a_diagonal_is_not_taken_for_the_whole():

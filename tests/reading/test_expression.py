@@ -55,6 +55,7 @@ FAR: dict[str, Expression] = {
     "relu clamped at 100": call("relu", PLUS) + call("relu", line(1, -100), -1),
     "relu clamped at 1e4": call("relu", PLUS) + call("relu", line(1, -1e4), -1),
     "relu clamped at 2**100": call("relu", PLUS) + call("relu", line(1, -(2.0**100)), -1),
+    "a line by large numbers": call("relu", line(1, 1e16)),
     "relu, and again below -300": call("relu", PLUS) + call("relu", line(-1, -300), 2),
     "silu less one that is far out": call("silu", PLUS) + call("silu", line(1, -1e4), -1),
     "silu with a step far out": call("silu", PLUS) + call("sigmoid", line(1, -5000)),
@@ -123,3 +124,15 @@ def test_the_text_of_a_number_tells_it_from_its_neighbours() -> None:
     for number in numbers:
         assert float(text(((Fraction(number), ()),))) == number
     assert text(((Fraction(0.7978845608), (X(),)), (Fraction(3), ()))) == "0.7978845608*x + 3"
+
+
+def test_a_root_past_all_numbers_is_no_error() -> None:
+    far: Expression = ((Fraction(1e308), ()), (ONE, (X(),)), (Fraction(1e-308), (X(), X())))
+    assert identify(call("relu", far)) is None
+
+
+def test_a_known_factor_is_that_of_the_scaled_function() -> None:
+    """``relu(-3 x) * 2`` is 2 relu of -3 x; of what scales through, such as relu, factors may move."""
+    twice = call("silu", line(3), 2)
+    assert identify(twice) == Known("silu", Fraction(2), Fraction(3))
+    assert identify(gated(Call("sigmoid", line(4)), 2)) == Known("silu", Fraction(1, 2), Fraction(4))

@@ -10,12 +10,13 @@ import ast
 import inspect
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.nn import functional as F
 
 import mhf_compile
@@ -23,6 +24,7 @@ from mhf_compile.reading import rules
 from mhf_compile.report.report import Report
 from mhf_compile.rewriting import field, proof, replay
 from mhf_compile.tape.recorder import record_function
+from tests.faults.stages import captured
 from tests.planting import Edit, planted
 from tests.rewriting.planted import (
     FAULTS,
@@ -40,12 +42,17 @@ from tests.rewriting.planted import (
 )
 
 
+@cache
+def graph(program: Program) -> tuple[fx.GraphModule, list[Any]]:
+    """The graph of a program, and its inputs."""
+    return captured(program, tensors())
+
+
 def run(program: Program, policy: str) -> tuple[Tensor, Report]:
-    """What a program gives that is compiled with a policy of proofs, and the report of it."""
-    torch._dynamo.reset()
-    options = {"flashmhf.inner": "eager", "flashmhf.prove": policy}
-    result: Tensor = torch.compile(program, backend="flashmhf", options=options)(*tensors())
-    (report,) = mhf_compile.last_reports()
+    """What a program gives whose graph is rewritten with a policy of proofs, and the report of it."""
+    module, inputs = graph(program)
+    rewritten, report = mhf_compile.rewrite(module, inputs, prove=policy)
+    (result,) = rewritten(*(tensor.clone() for tensor in inputs))
     return result, report
 
 

@@ -21,6 +21,7 @@ from mhf_compile.kernels.flash_mhf.launch import Call, Launch, target_of
 from mhf_compile.kernels.flash_mhf.parts import in_parts, tail_in_parts, tail_numbers
 from mhf_compile.kernels.flash_mhf.tiles import (
     add_product,
+    in_registers,
     load_bias,
     load_router,
     load_tokens,
@@ -44,7 +45,8 @@ def dq_kernel(
     HEAD_DIM: tl.constexpr, OUT_DIM: tl.constexpr, D: tl.constexpr, O: tl.constexpr,
     ACTIVATION: tl.constexpr, GATE_SCALED: tl.constexpr, SCALED: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, EVEN_N: tl.constexpr, EVEN_F: tl.constexpr,
-    DESCRIBED: tl.constexpr, COLLECTED: tl.constexpr, FAST: tl.constexpr, UPCAST: tl.constexpr,
+    DESCRIBED: tl.constexpr, RESIDENT: tl.constexpr, COLLECTED: tl.constexpr, FAST: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Grid: blocks of tokens, heads, parts of the sub-networks. Descriptors, where DESCRIBED: k, u and v.
 
@@ -58,6 +60,8 @@ def dq_kernel(
     q_tiles = load_tokens(
         q, None, q_strides, first_n, tokens, length, h, BLOCK_N, D, HEAD_DIM, EVEN_N, False
     )  # fmt: skip
+    if RESIDENT:
+        q_tiles = in_registers(q_tiles, 1.0, BLOCK_N, D, UPCAST)
     grad_tiles = load_tokens(
         grad, None, grad_strides, first_n, tokens, length, h, BLOCK_N, O, OUT_DIM, EVEN_N, False
     )  # fmt: skip

@@ -1,20 +1,18 @@
-"""What the Triton kernels are launched with: pure functions of sizes, dtype and device, over tables.
+"""What the Triton kernels are launched with: pure functions of sizes, dtype and device, over `tables`."""
 
-The tables are data: for each kernel, bytes of an element and columns that a program holds, the candidates
-that `python -m mhf_compile tune` measures. The first is the one used until then. benchmarks/gpu/static.py
-compiles every one of them, without a GPU, and says what it takes.
-"""
-
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
-Kernel = Literal[
-    "forward", "decode", "dq", "weights", "dk_du", "dv", "chunk", "chunk_decode", "chunk_backward"
-]  # fmt: skip
-KERNELS: tuple[Kernel, ...] = (
-    "forward", "decode", "dq", "weights", "dk_du", "dv", "chunk", "chunk_decode", "chunk_backward"
-)  # fmt: skip
+from mhf_compile.kernels.flash_mhf.tables import CLASSES as CLASSES
+from mhf_compile.kernels.flash_mhf.tables import FAMILIES as FAMILIES
+from mhf_compile.kernels.flash_mhf.tables import HOPPER as HOPPER
+from mhf_compile.kernels.flash_mhf.tables import KERNELS as KERNELS
+from mhf_compile.kernels.flash_mhf.tables import Kernel as Kernel
+from mhf_compile.kernels.flash_mhf.tables import Key as Key
+from mhf_compile.kernels.flash_mhf.tables import Table as Table
+from mhf_compile.kernels.flash_mhf.tables import Tiles as Tiles
 
 FEW = 64  # tokens up to which the forward kernel is "decode", bound by memory bandwidth
 COLLECTED = 32  # sub-networks whose dR fits into registers
@@ -29,174 +27,6 @@ class Target(NamedTuple):
     arch: str
     processors: int
     name: str = ""
-
-
-class Tiles(NamedTuple):
-    """Block sizes of a kernel, and how it is compiled.
-
-    Attributes:
-        tokens: in a block.
-        rows: of a sub-network in a block.
-        warps: of a program.
-        stages: of the pipeline that loads what the program walks over.
-        described: through how many descriptors (TMA) of an operand, one for each tile of its `columns`, loads
-            go at most, where the operands allow it. The others go through pointers.
-        columns: that a chunk kernel takes at a time; the others hold all.
-        resident: the forward kernel keeps q in registers, not in shared memory.
-        collected: the kernel of dQ keeps dR of all sub-networks, up to `COLLECTED`, in registers to the end.
-
-    The last two are as ptxas needs them not to serialise the products (its remarks C7510 to C7515).
-    """
-
-    tokens: int
-    rows: int
-    warps: int
-    stages: int
-    described: int = 0
-    columns: int = 0
-    resident: bool = False
-    collected: bool = False
-
-
-Key = tuple[Kernel, int, int]
-"""A kernel, bytes of an element, and the columns that it holds: the least of `CLASSES` that are enough."""
-
-CLASSES = (64, 96, 128, 256)
-
-Table = dict[Key, tuple[Tiles, ...]]
-
-# float32 multiplies on the plain cores, without TF32: small tiles, for the registers.
-FLOAT32: Table = {
-    ("forward", 4, 64): (Tiles(32, 32, 8, 2),),
-    ("forward", 4, 96): (Tiles(32, 16, 8, 2),),
-    ("forward", 4, 128): (Tiles(32, 16, 4, 2),),
-    ("decode", 4, 64): (Tiles(16, 32, 4, 2),),
-    ("decode", 4, 96): (Tiles(16, 16, 4, 2),),
-    ("decode", 4, 128): (Tiles(16, 16, 4, 2),),
-    ("dq", 4, 64): (Tiles(32, 32, 8, 1),),
-    ("dq", 4, 96): (Tiles(32, 16, 8, 2),),
-    ("dq", 4, 128): (Tiles(32, 16, 8, 2),),
-    ("weights", 4, 64): (Tiles(16, 32, 8, 1),),
-    ("dk_du", 4, 96): (Tiles(16, 32, 8, 1),),
-    ("dv", 4, 96): (Tiles(16, 32, 8, 1),),
-    ("dk_du", 4, 128): (Tiles(32, 32, 8, 1),),
-    ("dv", 4, 128): (Tiles(16, 32, 8, 1),),
-    ("chunk", 4, 0): (Tiles(64, 32, 8, 2, columns=32),),
-    ("chunk_decode", 4, 0): (Tiles(16, 32, 4, 2, columns=32),),
-    ("chunk_backward", 4, 0): (Tiles(32, 32, 4, 2, columns=32),),
-}
-
-# 227 KB of shared memory; a product of a warpgroup, 4 warps, has at least 64 rows.
-HOPPER: Table = {
-    ("forward", 2, 64): (
-        Tiles(128, 64, 8, 4, True, resident=True),
-        Tiles(128, 128, 8, 3, True),
-        Tiles(128, 128, 8, 3, True, resident=True),
-    ),
-    ("forward", 2, 96): (Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 3, 2)),
-    ("forward", 2, 128): (
-        Tiles(128, 64, 8, 3, True, resident=True),
-        Tiles(128, 64, 8, 2, True, resident=True),
-        Tiles(128, 64, 8, 3, resident=True),
-        Tiles(128, 64, 8, 3, True),
-    ),
-    ("forward", 2, 256): (Tiles(128, 32, 8, 3, True), Tiles(64, 32, 4, 3, True)),
-    ("decode", 2, 64): (Tiles(64, 64, 4, 4), Tiles(64, 64, 4, 3)),
-    ("decode", 2, 96): (Tiles(64, 64, 4, 3), Tiles(64, 32, 4, 4)),
-    ("decode", 2, 128): (
-        Tiles(64, 32, 4, 3, resident=True),
-        Tiles(64, 64, 4, 3, resident=True),
-        Tiles(64, 64, 4, 3),
-    ),
-    ("decode", 2, 256): (Tiles(64, 32, 4, 3, True), Tiles(64, 32, 4, 2, True)),
-    ("dq", 2, 64): (Tiles(128, 64, 8, 3, True, collected=True), Tiles(128, 64, 8, 2, True, collected=True)),
-    ("dq", 2, 96): (
-        Tiles(128, 32, 8, 3, collected=True),
-        Tiles(128, 32, 8, 2, collected=True),
-        Tiles(128, 64, 8, 3, 2, collected=True),
-    ),
-    ("dq", 2, 128): (Tiles(128, 64, 8, 2, True, collected=True), Tiles(128, 32, 8, 3, True)),
-    ("weights", 2, 64): (Tiles(32, 128, 8, 3, True), Tiles(32, 64, 4, 3, True)),
-    ("weights", 2, 96): (Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 3, 2)),
-    ("dk_du", 2, 128): (Tiles(64, 128, 8, 2),),
-    ("dv", 2, 128): (Tiles(64, 128, 8, 2, True), Tiles(64, 64, 4, 2, True)),
-    ("chunk", 2, 0): (Tiles(128, 128, 8, 3, columns=64), Tiles(128, 128, 8, 4, columns=64)),
-    ("chunk_decode", 2, 0): (Tiles(64, 64, 4, 4, columns=64), Tiles(64, 32, 4, 4, columns=128)),
-    ("chunk_backward", 2, 0): (Tiles(128, 64, 8, 4, columns=64), Tiles(128, 64, 8, 3, columns=64)),
-    **FLOAT32,
-}
-
-# 227 KB of shared memory, 512 columns of tensor memory for the accumulators of a multiprocessor.
-BLACKWELL: Table = {
-    ("forward", 2, 64): (Tiles(128, 64, 8, 3, True), Tiles(128, 128, 8, 2, True)),
-    ("forward", 2, 96): (Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2)),
-    ("forward", 2, 128): (Tiles(128, 64, 8, 3, True), Tiles(128, 128, 8, 2, True)),
-    ("forward", 2, 256): (Tiles(128, 32, 8, 3, True),),
-    ("decode", 2, 64): (Tiles(64, 64, 4, 3, True), Tiles(64, 64, 4, 2, True)),
-    ("decode", 2, 96): (Tiles(64, 64, 4, 2),),
-    ("decode", 2, 128): (Tiles(64, 64, 4, 2, True),),
-    ("decode", 2, 256): (Tiles(64, 32, 4, 2, True),),
-    ("dq", 2, 64): (Tiles(128, 64, 8, 3, True), Tiles(128, 64, 8, 2, True)),
-    ("dq", 2, 96): (Tiles(128, 32, 8, 3),),
-    ("dq", 2, 128): (Tiles(128, 32, 8, 3, True),),
-    ("weights", 2, 64): (Tiles(64, 128, 8, 2, True),),
-    ("weights", 2, 96): (Tiles(64, 64, 8, 2),),
-    ("dk_du", 2, 128): (Tiles(64, 128, 8, 2, True),),
-    ("dv", 2, 128): (Tiles(64, 128, 8, 2, True),),
-    ("chunk", 2, 0): (Tiles(128, 128, 8, 3, columns=64),),
-    ("chunk_decode", 2, 0): (Tiles(64, 64, 4, 4, columns=64),),
-    ("chunk_backward", 2, 0): (Tiles(128, 64, 8, 3, columns=64),),
-    **FLOAT32,
-}
-
-# Within 99 KB, the least that a device from sm_80 on offers.
-AMPERE: Table = {
-    ("forward", 2, 64): (Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2)),
-    ("forward", 2, 96): (Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2)),
-    ("forward", 2, 128): (Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2)),
-    ("forward", 2, 256): (Tiles(64, 32, 4, 2),),
-    ("decode", 2, 64): (Tiles(16, 64, 4, 3), Tiles(16, 64, 4, 2)),
-    ("decode", 2, 96): (Tiles(16, 32, 4, 3),),
-    ("decode", 2, 128): (Tiles(16, 32, 4, 3),),
-    ("decode", 2, 256): (Tiles(16, 16, 4, 3),),
-    ("dq", 2, 64): (Tiles(128, 32, 8, 2), Tiles(64, 32, 4, 3)),
-    ("dq", 2, 96): (Tiles(64, 16, 4, 2),),
-    ("dq", 2, 128): (Tiles(64, 32, 4, 2),),
-    ("weights", 2, 64): (Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 2)),
-    ("weights", 2, 96): (Tiles(16, 64, 4, 2),),
-    ("dk_du", 2, 128): (Tiles(64, 64, 8, 2), Tiles(32, 64, 4, 2)),
-    ("dv", 2, 128): (Tiles(64, 64, 8, 2), Tiles(32, 64, 4, 2)),
-    ("chunk", 2, 0): (Tiles(128, 64, 8, 3, columns=32),),
-    ("chunk_decode", 2, 0): (Tiles(16, 64, 4, 3, columns=64),),
-    ("chunk_backward", 2, 0): (Tiles(128, 64, 8, 3, columns=32),),
-    **FLOAT32,
-}
-
-# 64 KB of shared memory, 512 registers, warps of 64 lanes.
-CDNA: Table = {
-    ("forward", 2, 64): (Tiles(128, 32, 4, 2), Tiles(64, 32, 4, 2)),
-    ("forward", 2, 96): (Tiles(128, 32, 4, 2), Tiles(64, 32, 4, 2)),
-    ("forward", 2, 128): (Tiles(128, 32, 4, 2), Tiles(64, 32, 4, 2)),
-    ("forward", 2, 256): (Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 1)),
-    ("decode", 2, 64): (Tiles(32, 32, 4, 2),),
-    ("decode", 2, 96): (Tiles(32, 32, 4, 2),),
-    ("decode", 2, 128): (Tiles(32, 32, 4, 2),),
-    ("decode", 2, 256): (Tiles(32, 32, 4, 2),),
-    ("dq", 2, 64): (Tiles(128, 32, 4, 2), Tiles(64, 32, 4, 2)),
-    ("dq", 2, 96): (Tiles(128, 32, 4, 2), Tiles(64, 32, 4, 2)),
-    ("dq", 2, 128): (Tiles(128, 32, 4, 2), Tiles(64, 32, 4, 2)),
-    ("weights", 2, 64): (Tiles(32, 64, 4, 2), Tiles(32, 32, 4, 2)),
-    ("weights", 2, 96): (Tiles(32, 64, 4, 2), Tiles(16, 64, 4, 1)),
-    ("dk_du", 2, 128): (Tiles(32, 64, 4, 2), Tiles(32, 64, 4, 1)),
-    ("dv", 2, 128): (Tiles(32, 64, 4, 2), Tiles(32, 64, 4, 1)),
-    ("chunk", 2, 0): (Tiles(128, 128, 8, 2, columns=32), Tiles(128, 64, 4, 2, columns=32)),
-    ("chunk_decode", 2, 0): (Tiles(32, 64, 4, 2, columns=32),),
-    ("chunk_backward", 2, 0): (Tiles(128, 64, 4, 2, columns=32), Tiles(128, 128, 8, 2, columns=32)),
-    **FLOAT32,
-    ("dk_du", 4, 128): (Tiles(16, 32, 8, 1),),
-}
-
-FAMILIES = {"sm_90": HOPPER, "sm_100": BLACKWELL, "sm_80": AMPERE, "gfx942": CDNA}
 
 
 def family(arch: str) -> str:
@@ -274,6 +104,16 @@ def forward_kernel(sizes: Sizes) -> Kernel:
 def chunk_kernel(tokens: int, backward: bool) -> Kernel:
     """The row of the kernel of a chunk of so many tokens."""
     return "chunk_backward" if backward else "chunk_decode" if tokens <= FEW else "chunk"
+
+
+def fitting(kernel: Kernel, tokens: int, candidates: Sequence[Tiles]) -> tuple[Tiles, ...]:
+    """The candidates to choose from at so many tokens, in their order.
+
+    Few tokens cost the reading of the weights. A block that holds all of them reads each weight once: the
+    kernels of few tokens take no other where there is one.
+    """
+    holding = tuple(tiles for tiles in candidates if tiles.tokens >= tokens)
+    return holding if holding and kernel.endswith("decode") else tuple(candidates)
 
 
 def weight_kernels(sizes: Sizes, arch: str) -> tuple[Kernel, ...]:

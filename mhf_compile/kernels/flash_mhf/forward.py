@@ -18,7 +18,7 @@ from mhf_compile.kernels.flash_mhf.launch import Call, Launch, target_of
 from mhf_compile.kernels.flash_mhf.parts import in_parts
 from mhf_compile.kernels.flash_mhf.tiles import (
     add_product,
-    halves,
+    in_registers,
     load_bias,
     load_router,
     load_tokens,
@@ -50,7 +50,7 @@ def forward_kernel(
         q, None, q_strides, first_n, tokens, length, h, BLOCK_N, D, HEAD_DIM, EVEN_N, False
     )  # fmt: skip
     if RESIDENT and FAST:  # gate and up are halves below
-        q_tiles = halves(q_tiles, D)
+        q_tiles = in_registers(q_tiles, 0.5, BLOCK_N, D, UPCAST)
 
     totals = zero_tiles(BLOCK_N, O)
     blocks = tl.cdiv(width, BLOCK_F)

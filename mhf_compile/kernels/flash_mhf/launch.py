@@ -81,8 +81,7 @@ class Call:
         """The tiles of one of the kernels."""
         if name in self.forced:
             return self.forced[name]
-        key = config.key(name, self.sizes)
-        return tuned.winners(self.target.name).get(key) or config.table(self.target.arch)[key][0]
+        return tuned.chosen(config.key(name, self.sizes), self.sizes.tokens, self.target)
 
     def parts(self, name: Kernel, pieces: int) -> int:
         """In how many parts a kernel over tokens splits what it walks over, so many pieces."""
@@ -166,7 +165,7 @@ class Call:
             "FAST": self.fast,
             "UPCAST": triton.knobs.runtime.interpret and self.q.dtype == torch.bfloat16,
             **columns,
-            **({"RESIDENT": tiles.resident} if name in ("forward", "decode") else {}),
+            **({"RESIDENT": tiles.resident} if name in ("forward", "decode", "dq") else {}),
             **({"COLLECTED": collected} if name == "dq" else {}),
             "num_warps": tiles.warps,
             "num_stages": tiles.stages,

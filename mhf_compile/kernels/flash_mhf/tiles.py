@@ -169,28 +169,30 @@ def zero_tiles(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def halves(tiles, COLUMNS: tl.constexpr):
-    """Half of each tile, in the registers from which a product takes its left operand.
-
-    They are the result of a product because only from one do they come in the right registers: else Triton
-    keeps the tile in shared memory, and loads it from there again for each product. An infinite entry makes
-    its row NaN, as it does in nearly every product.
-    """
-    halved = ()
-    for i in tl.static_range(len(COLUMNS)):
-        at = tl.arange(0, COLUMNS[i])
-        half = tl.where(at[:, None] == at[None, :], 0.5, 0.0).to(tiles[i].dtype)
-        halved = halved + (tl.dot(tiles[i], half).to(tiles[i].dtype),)
-    return halved
-
-
-@triton.jit
 def dot(a, b, total, UPCAST: tl.constexpr):
     """`total + a @ b` in float32, without TF32. The interpreter cannot multiply bfloat16: UPCAST there."""
     if UPCAST:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, total, input_precision="ieee")
+
+
+@triton.jit
+def in_registers(
+    tiles, FACTOR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, UPCAST: tl.constexpr
+):  # fmt: skip
+    """FACTOR times each tile, in the registers from which a product takes its left operand.
+
+    They are the result of a product because only from one do they come in the right registers: else Triton
+    keeps the tile in shared memory, and loads it from there again for each product. An infinite entry makes
+    its row NaN, as it does in nearly every product.
+    """
+    held = ()
+    for i in tl.static_range(len(COLUMNS)):
+        at = tl.arange(0, COLUMNS[i])
+        diagonal = tl.where(at[:, None] == at[None, :], FACTOR, 0.0).to(tiles[i].dtype)
+        held = held + (dot(tiles[i], diagonal, zero_tile(ROWS, COLUMNS[i]), UPCAST).to(tiles[i].dtype),)
+    return held
 
 
 @triton.jit

@@ -5,7 +5,7 @@ by kernel, dtype and width, never by the length of a sequence.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from mhf_compile.kernels.flash_mhf import backward, chunked, config, forward
+from mhf_compile.kernels.flash_mhf.ahead import compile_ahead
 from mhf_compile.kernels.flash_mhf.config import Kernel, Key, Sizes, Target, Tiles
 from mhf_compile.kernels.flash_mhf.launch import Call, Launch
 
@@ -23,6 +24,15 @@ DECODED = 16  # sequences that go on by a token each
 
 Measure = Callable[[Sequence[Callable[[], object]]], Sequence[float]]
 """Takes the time of several functions, fairly: seconds of a call of each."""
+
+
+class Candidate(NamedTuple):
+    """Tiles for a row of the tables, the sizes to try them on, and the device."""
+
+    key: Key
+    sizes: Sizes
+    tiles: Tiles
+    target: Target
 
 
 class Trial(NamedTuple):
@@ -65,18 +75,45 @@ def problems(
     return {key: sizes for key, sizes in rows.items() if key in config.table(arch)}
 
 
-def trials(key: Key, sizes: Sizes, target: Target, device: torch.device, measure: Measure) -> list[Trial]:
+def candidates_of(key: Key, sizes: Sizes, arch: str) -> tuple[Tiles, ...]:
+    """What is tried of a row: the candidates that may be used at so many tokens."""
+    return config.fitting(key[0], sizes.tokens, config.table(arch)[key])
+
+
+def compiled(candidate: Candidate) -> str:
+    """Compile a candidate ahead of time, into Triton's cache: why that fails, or nothing."""
+    key, sizes, tiles, target = candidate
+    try:
+        call, grad = _call(sizes, target, torch.device("meta"))
+        launches, _ = _launches(key[0], replace(call, forced={key[0]: tiles}), grad)
+        for launch in launches:
+            compile_ahead(launch, target.arch)
+    except Exception as error:  # of Triton, LLVM or ptxas
+        return _message(error)
+    return ""
+
+
+def trials(
+    key: Key,
+    sizes: Sizes,
+    target: Target,
+    device: torch.device,
+    measure: Measure,
+    failed: Mapping[Tiles, str],
+) -> list[Trial]:
     """Try all candidates of a row, in their order, on random operands; those that work are measured.
 
-    Whatever hinders a candidate, in Triton's compiler, in the driver or for want of memory, is a result. One
-    works if it agrees with the first that ran.
+    Whatever hinders a candidate, in Triton's compiler, in the driver or for want of memory, is a result; of
+    those that `failed` before it is known. One works if it agrees with the first that ran.
     """
     call, grad = _call(sizes, target, device)
-    kernel, candidates = key[0], config.table(target.arch)[key]
+    kernel, candidates = key[0], candidates_of(key, sizes, target.arch)
     first: list[Tensor] = []
-    why: dict[Tiles, str] = {}
+    why = dict(failed)
     works: dict[Tiles, list[Launch]] = {}
     for tiles in candidates:
+        if tiles in failed:
+            continue
         try:
             launches, results = _launches(kernel, replace(call, forced={kernel: tiles}), grad)
             run(launches)
@@ -123,19 +160,20 @@ def agree(x: Tensor, y: Tensor, sizes: Sizes) -> bool:
 
 
 def _call(sizes: Sizes, target: Target, device: torch.device) -> tuple[Call, Tensor]:
-    """Random operands as the paper's layers have them, contiguous, and a gradient of the result."""
-    generator = torch.Generator(device).manual_seed(0)
+    """Operands as the paper's layers have them, contiguous, and a gradient of the result; random ones."""
+    drawn = device.type != "meta"
+    generator = torch.Generator(device).manual_seed(0) if drawn else None
 
     def normal(*shape: int, deviation: float = 1.0) -> Tensor:
         x = torch.empty(shape, dtype=sizes.dtype, device=device)
-        return x.normal_(0, deviation, generator=generator)
+        return x.normal_(0, deviation, generator=generator) if drawn else x
 
     tokens = (1, sizes.tokens, sizes.heads)
     weight = (sizes.kv_heads, sizes.subnetworks, sizes.width)
     q, grad = normal(*tokens, sizes.head_dim), normal(*tokens, sizes.out_dim)
     k, u = (normal(*weight, sizes.head_dim, deviation=sizes.head_dim**-0.5) for _ in range(2))
     v = normal(*weight, sizes.out_dim, deviation=sizes.width**-0.5)
-    r = torch.rand(*tokens, sizes.subnetworks, device=device, generator=generator)
+    r = torch.empty(*tokens, sizes.subnetworks, device=device).uniform_(generator=generator)
     return Call(q, k, u if sizes.gated else None, v, r, None, None, "silu", 1.0, 1.0, target), grad
 
 

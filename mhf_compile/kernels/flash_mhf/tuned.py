@@ -16,7 +16,7 @@ from pathlib import Path
 
 import triton
 
-from mhf_compile.kernels.flash_mhf.config import FAMILIES, Key, Tiles
+from mhf_compile.kernels.flash_mhf.config import FAMILIES, Key, Target, Tiles, fitting, table
 from mhf_compile.kernels.source import source_hash
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,13 @@ def winners(device: str) -> Mapping[Key, Tiles]:
         return {}
 
 
+def chosen(key: Key, tokens: int, target: Target) -> Tiles:
+    """The tiles of a row of the tables for so many tokens: the winner there is, or the first candidate."""
+    candidates = table(target.arch)[key]
+    winner = winners(target.name).get(key)
+    return fitting(key[0], tokens, candidates if winner is None else (winner, *candidates))[0]
+
+
 def read(device: str) -> dict[Key, Tiles]:
     """Read what `store` wrote.
 
@@ -84,8 +91,8 @@ def read(device: str) -> dict[Key, Tiles]:
 
 def _candidate(name: str, row: object) -> tuple[Key, Tiles]:
     """The row of the tables, and the candidate there, that stand in a file. No other tiles are let in."""
-    for table in FAMILIES.values():
-        for key, candidates in table.items():
+    for rows in FAMILIES.values():
+        for key, candidates in rows.items():
             for tiles in candidates if _name(key) == name else ():
                 if tiles._asdict() == row:
                     return key, tiles
@@ -140,7 +147,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def spelled(tiles: Tiles) -> str:
     """Tiles for people: tokens x rows (x columns), warps, stages, and what else is chosen.
 
-    >>> spelled(Tiles(128, 64, 8, 3, described=True, resident=True))
+    >>> spelled(Tiles(128, 64, 8, 3, described=1, resident=True))
     '128x64 w8 s3 tma res'
     """
     blocks = [tiles.tokens, tiles.rows, *([tiles.columns] if tiles.columns else [])]
