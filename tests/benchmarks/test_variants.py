@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,18 +98,22 @@ def real(action, contest, numbers):
         case 2:
             os.abort()
         case 3:
-            raise MemoryError("no memory")
+            raise MemoryError("no memory\nof 80 GB")
     return {**GOOD, "of": os.getpid()}
 
 
-def test_a_process_that_hangs_crashes_or_raises():
-    found = [variants.in_a_process("check", contest(), [i], 30 if i != 1 else 1, real) for i in range(4)]
-    assert found[0].pop("of") != os.getpid() and found[0] == GOOD
-    assert found[1:] == [
-        Failure("no result in 1 s"),
-        Failure("the process was ended by SIGABRT"),
-        Failure("MemoryError: no memory"),
+def test_a_process_that_hangs_or_crashes():
+    found = [
+        variants.in_a_process("check", contest(), [i], limit, real) for i, limit in enumerate((60, 1, 60))
     ]
+    assert found[0].pop("of") != os.getpid()
+    assert found == [GOOD, Failure("no result in 1 s"), Failure("the process was ended by SIGABRT")]
+
+
+def test_what_is_raised_there_is_an_answer():
+    said = []
+    variants._answer(SimpleNamespace(send=said.append), real, "check", contest(), [3])
+    assert said == [Failure("MemoryError: no memory")]
 
 
 def test_without_a_gpu_one_line_and_status_2(monkeypatch, capsys):
