@@ -14,8 +14,8 @@ RECORD = Path(__file__).parents[1] / "results/static.txt"
 
 HEADING = (
     f"{'arch':<7} {'kernel':<15}bits {'tiles':<33}regs  spill  shared  useful  mufu  matrix instructions\n"
-    "tiles: tokens x rows x columns, warps, stages; tma: descriptors; res, col: q, dR in registers; "
-    "spill, shared: bytes"
+    "tiles: tokens x rows x columns, warps, stages; tma: descriptors, x2 two of an operand; "
+    "res, col: q, dR in registers; spill, shared: bytes"
 )
 WIDTH = 60  # of what names a row
 

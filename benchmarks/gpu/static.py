@@ -28,6 +28,7 @@ from mhf_compile.kernels.flash_mhf import backward, chunked, config, forward
 from mhf_compile.kernels.flash_mhf.ahead import compile_ahead
 from mhf_compile.kernels.flash_mhf.config import Kernel, Key, Target, Tiles
 from mhf_compile.kernels.flash_mhf.launch import Call, Launch
+from mhf_compile.kernels.flash_mhf.tuned import spelled
 
 ARCHES = ("sm_80", "sm_90", "sm_100", "gfx942")
 
@@ -99,9 +100,8 @@ class Resources:
 def name(arch: str, key: Key, tiles: Tiles) -> str:
     """What names a row in the record."""
     kernel, size, columns = key
-    block = f"{tiles.tokens}x{tiles.rows}x{tiles.columns or columns} w{tiles.warps} s{tiles.stages}"
-    flags = {"tma": tiles.described, "res": tiles.resident, "col": tiles.collected}
-    with_ = " ".join(name for name, is_set in flags.items() if is_set)
+    words = spelled(tiles._replace(columns=tiles.columns or columns)).split()
+    block, with_ = " ".join(words[:3]), " ".join(words[3:])
     return f"{arch:<7} {kernel:<15}{8 * size:>4} {block:<20}{with_}".rstrip()
 
 

@@ -71,7 +71,7 @@ def spelled(row: Row) -> str:
     tokens, rows, warps, stages, *others = (value or 0 for value in row.fields.values())
     described, columns, resident, collected = others
     return tuned.spelled(
-        Tiles(tokens, rows, warps, stages, bool(described), columns, bool(resident), bool(collected))
+        Tiles(tokens, rows, warps, stages, described, columns, bool(resident), bool(collected))
     )
 
 

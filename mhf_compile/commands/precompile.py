@@ -29,10 +29,10 @@ examples:
     python -m mhf_compile precompile --arch sm_80 --arch gfx942 small.py:small --tokens 2048 8192
 
 A kernel is compiled for some properties of the number of tokens: whether it is one, a multiple of 16, a
-multiple of a block, and enough to fill the device. So a few numbers stand for all that are like them. What is
-compiled lies in Triton's cache (TRITON_CACHE_DIR), which counts at the path where it was made, for the same
-versions of Triton and mhf_compile. The tiles are those that `tune` stored, if a GPU of the architecture is in
-this machine, and otherwise those of the tables.
+multiple of a block, enough to fill the device, and enough to be walked over in parts. So a few numbers stand
+for all that are like them. What is compiled lies in Triton's cache (TRITON_CACHE_DIR), which counts at the
+path where it was made, for the same versions of Triton and mhf_compile. The tiles are those that `tune`
+stored, if a GPU of the architecture is in this machine, and otherwise those of the tables.
 """
 
 HEADING = f"{'kernel':<16}{'arch':<8}{'tokens':>7}  {'tiles':<30}{'shared':>9}"
@@ -109,7 +109,7 @@ def tiles_of(launch: Launch) -> str:
             given["BLOCK_F"],
             given["num_warps"],
             given["num_stages"],
-            given.get("DESCRIBED", False),
+            max(len(given["D"]), len(given["O"])) if given.get("DESCRIBED") else 0,
             given.get("BLOCK_D", 0),
             given.get("RESIDENT", False),
             bool(given.get("COLLECTED", 0)),

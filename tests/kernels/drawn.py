@@ -16,7 +16,8 @@ from tests.kernels.battery import ACTIVATIONS, NAMES
 
 BLOCKED = ("blocked", "small blocks")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
-TRITON = (*ARCHITECTURES, *(f"{arch} in chunks" for arch in ARCHITECTURES))
+PARTS = ("sm_80 in parts", "sm_90 in parts")  # pointers and descriptors
+TRITON = (*ARCHITECTURES, *(f"{arch} in chunks" for arch in ARCHITECTURES), *PARTS)
 WAYS = (*BLOCKED, *TRITON)
 """What computes a call: plain ATen, or the Triton kernels with the tiles for an architecture."""
 

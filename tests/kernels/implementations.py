@@ -35,12 +35,16 @@ def implementation(way: str) -> Iterator[Any]:
         with patch.object(blocked, "TOKENS", 5), patch.object(blocked, "block_limit", lambda: 5 * 6):
             yield blocked
     else:
-        from mhf_compile.kernels.flash_mhf import backward, config, forward
+        from mhf_compile.kernels.flash_mhf import backward, config, forward, waves
 
-        arch, _, in_chunks = way.partition(" ")
-        options = {"target": config.Target(arch, 8), "workspace": 0 if in_chunks else None}
-        worthwhile, least = (0, 5) if in_chunks else (config.WORTHWHILE, config.LEAST_CHUNK)
-        with patch.multiple(config, WORTHWHILE=worthwhile, LEAST_CHUNK=least):
+        arch, _, how = way.partition(" in ")
+        processors, adding = (3, 0) if how == "parts" else (8, waves.ADDING)
+        worthwhile, least = (0, 5) if how == "chunks" else (config.WORTHWHILE, config.LEAST_CHUNK)
+        options = {"target": config.Target(arch, processors), "workspace": 0 if how == "chunks" else None}
+        with (
+            patch.multiple(config, WORTHWHILE=worthwhile, LEAST_CHUNK=least),
+            patch.object(waves, "ADDING", adding),
+        ):
             yield SimpleNamespace(
                 forward=functools.partial(forward.forward, **options),
                 backward=functools.partial(backward.backward, **options),

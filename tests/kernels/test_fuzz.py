@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from hypothesis import Phase, find, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.fuzz.property import SUITE, Property
@@ -26,6 +27,7 @@ from tests.kernels.drawn import (
     calls,
     extreme,
     layouts,
+    ordinary,
     special,
 )
 from tests.kernels.drawn import (
@@ -46,21 +48,23 @@ def test_no_two_properties_have_a_name() -> None:
 # -- calls --------------------------------------------------------------------------------------------------
 
 
+def named(name: str, axes: int, dtype: str) -> st.SearchStrategy[Operand]:
+    """One operand that says what it was drawn for: to draw many takes the most of the time of a call."""
+    return st.just(Operand(kind=f"{name}, {axes} axes, {dtype}"))
+
+
 def test_each_choice_is_drawn() -> None:
     seen: dict[str, set[object]] = {}
 
-    @settings(SUITE, max_examples=800, phases=[Phase.generate])
-    @given(calls(ways=WAYS))
+    @settings(SUITE, max_examples=1600, phases=[Phase.generate])
+    @given(calls(ways=WAYS, values=named))
     def draw(call: Call) -> None:
         for name, x in vars(call).items():
             if not isinstance(x, Operand):
                 seen.setdefault(name, set()).add(x)
         seen.setdefault("there", set()).update(call.everything)
         for name, operand in call.everything.items():
-            for field in ("kind", "power"):
-                seen.setdefault(f"{name}, {field}", set()).add(getattr(operand, field))
-            for field, x in vars(operand.layout).items():
-                seen.setdefault(f"{name}, {field}", set()).add(x != ())
+            assert operand.kind == f"{name}, {len(call.shapes[name])} axes, {call.dtype}"
 
     draw()
     assert seen["way"] == set(WAYS)
@@ -75,11 +79,25 @@ def test_each_choice_is_drawn() -> None:
     for size in ("batch", "length"):
         assert 0 in seen[size]
     assert max(seen["length"]) > 64
-    for name in (*NAMES, "grad"):
-        assert seen[f"{name}, kind"] == {"normal", "sparse", "zero"}
-        assert seen[f"{name}, power"] == {-2, -1, 0, 1}
-        for field in ("order", "steps", "gaps", "expanded"):
-            assert seen[f"{name}, {field}"] == {True, False}
+
+
+@pytest.mark.parametrize("axes", [3, 4])
+def test_each_choice_of_an_operand_is_drawn(axes: int) -> None:
+    seen: dict[str, set[object]] = {}
+
+    @settings(SUITE, max_examples=200, phases=[Phase.generate])
+    @given(ordinary("q", axes, "float32"))
+    def draw(operand: Operand) -> None:
+        for field in ("kind", "power"):
+            seen.setdefault(field, set()).add(getattr(operand, field))
+        for field, x in vars(operand.layout).items():
+            seen.setdefault(field, set()).add(x != ())
+
+    draw()
+    assert seen["kind"] == {"normal", "sparse", "zero"}
+    assert seen["power"] == {-2, -1, 0, 1}
+    for field in ("order", "steps", "gaps", "expanded"):
+        assert seen[field] == {True, False}
 
 
 def smallest(predicate: Callable[[Call], bool], **choices: object) -> Call:

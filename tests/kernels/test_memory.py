@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from mhf_compile.kernels.flash_mhf import backward, forward, memory
+from mhf_compile.kernels.flash_mhf import backward, config, forward, memory
 from mhf_compile.kernels.flash_mhf.config import Target
 from mhf_compile.kernels.flash_mhf.launch import Call, Launch
 
@@ -44,6 +44,11 @@ class Peak(TorchDispatchMode):
 CASES = {
     "on the chip": (Case(length=70), None),
     "in parts": (Case(batch=1, length=9, heads=1, kv_heads=1, width=200, subnetworks=9), None),
+    "tails in parts": (Case(batch=1, length=4000, heads=2, kv_heads=1, biases=True), None),
+    "a tail of dK and dU, and of dV": (
+        Case(batch=1, length=6000, heads=1, kv_heads=1, head_dim=96, width=90, biases=True),
+        None,
+    ),
     "one chunk": (Case(length=70), 10**9),
     "several chunks": (Case(batch=1, length=600, subnetworks=2), 0),
     "several chunks, wide heads": (Case(batch=1, length=300, head_dim=300, subnetworks=1, router=False), 0),
@@ -75,6 +80,18 @@ def test_the_formula_is_the_peak(case, workspace, needs, monkeypatch):
             result = run()
         del result
         assert peak.most == expected
+
+
+def test_cases_have_what_they_are_named_for():
+    def tails(name):
+        case, _ = CASES[name]
+        call = Call(*case.operands(torch.float32), *case.constants, Target("sm_90", 8))
+        names = config.weight_kernels(call.sizes, "sm_90")
+        return {kernel: call.tail(kernel) is not None for kernel in names}
+
+    assert tails("tails in parts") == {"weights": True}
+    assert tails("a tail of dK and dU, and of dV") == {"dk_du": True, "dv": True}
+    assert tails("on the chip") == {"weights": False}
 
 
 def test_the_peak_counts_what_lives_at_once():

@@ -40,6 +40,12 @@ def test_each_row_of_the_tables_is_recorded_and_no_other():
     assert list(record.read().lines) == names
 
 
+def test_two_descriptors_have_a_name_of_their_own():
+    tiles = Tiles(128, 64, 8, 3, collected=True)
+    names = [static.name("sm_90", ("dq", 2, 96), tiles._replace(described=count)) for count in range(3)]
+    assert [name.split("s3")[1].split() for name in names] == [["col"], ["tma", "col"], ["tma", "x2", "col"]]
+
+
 @pytest.mark.parametrize("kernel", ["forward", "dq", "dk_du", "dv"])
 def test_no_limit_is_broken_with_a_router_in_bfloat16(kernel):
     key = kernel, 2, 128

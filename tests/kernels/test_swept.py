@@ -13,7 +13,7 @@ from mhf_compile.kernels.flash_mhf.swept import Problem, Row, Sweep
 
 H100 = Path(benchmarks.__file__).parent / "results/h100/sweep.json"
 SIZES = Sizes(16384, 8, 8, 11, 256, 128, 128, gated=True, dtype=torch.bfloat16)
-QUICK, SLOW = Tiles(64, 64, 4, 2, True, resident=True), Tiles(128, 64, 8, 3, collected=True)
+QUICK, SLOW = Tiles(64, 64, 4, 2, 1, resident=True), Tiles(128, 64, 8, 3, collected=True)
 VARIANT = Row({**QUICK._asdict(), "resident": 2}, 1e-4)
 HALF_KNOWN = Row({**SLOW._asdict(), "collected": None}, 2e-3)
 FAILED = Row.of(Tiles(128, 128, 8, 4), why="OutOfResources: shared memory")
@@ -28,6 +28,18 @@ def made(*rows, shipped=SLOW):
 def test_what_is_written_is_read(tmp_path, sweep):
     swept.write(tmp_path / "sweep.json", sweep)
     assert swept.read(tmp_path / "sweep.json") == sweep
+
+
+def test_descriptors_are_counted_where_a_file_only_says_whether_there_are_any(tmp_path):
+    two, none = QUICK._replace(described=2), SLOW._replace(described=0)
+    swept.write(tmp_path / "new", made(*(Row.of(tiles, 1e-3) for tiles in (QUICK, two, none)), shipped=QUICK))
+    text = (tmp_path / "new").read_text()
+    assert text.count('"described": 1') == 2 and text.count('"described": 2') == 1
+    (tmp_path / "old").write_text(text.replace('"described": 1', '"described": true'))
+    assert swept.read(tmp_path / "old") == swept.read(tmp_path / "new")
+    (problem,) = swept.read(tmp_path / "old").problems
+    found = [problem.shipped.described, *(row.fields["described"] for row in problem.rows)]
+    assert found == [1, 1, 2, 0] and {type(x) for x in found} == {int}
 
 
 def test_the_fastest_is_first_and_neither_a_failure_nor_a_variant():

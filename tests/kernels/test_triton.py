@@ -17,8 +17,10 @@ import torch
 import triton
 import triton.language as tl
 
+from mhf_compile.kernels.flash_mhf import config, waves
 from mhf_compile.kernels.flash_mhf.config import Target
 from mhf_compile.kernels.flash_mhf.elementwise import slope
+from mhf_compile.kernels.flash_mhf.launch import Launch
 
 from .battery import CASES, EMPTY, SLOPES, Case, check, check_each_gradient_alone, check_slope, formula
 
@@ -29,10 +31,13 @@ DEVICES = [
     pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")),
     pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(NO_GPU, reason="needs a CUDA device")]),
 ]
-TARGETS = {  # what there is to choose: pointers or descriptors, on the chip or by chunks of 256 tokens
+# What there is to choose: pointers or descriptors, on the chip or by chunks of 256 tokens, and tiles in parts
+# that would be whole if parts had their cost.
+TARGETS = {
     "pointers": (Target("sm_80", 8), None),
     "descriptors": (Target("sm_90", 8), None),
     "chunks": (Target("sm_90", 8), 10**9),
+    "parts": (Target("sm_90", 5), None),
 }
 DESCRIBED = [("descriptors", dtype) for dtype in DTYPES]
 OTHERS = [("pointers", torch.bfloat16), ("chunks", torch.bfloat16)]
@@ -68,6 +73,11 @@ MATRIX = {
     ),
 }
 
+PAIRS = {
+    "d 80, o 96": Case(length=35, kv_heads=1, head_dim=80, out_dim=96, subnetworks=2, width=33, biases=True),
+    "d 96, o 64": Case(batch=1, length=70, head_dim=96, out_dim=64, width=40, gated=False, activation="gelu"),
+}
+
 
 @triton.jit
 def slopes(x, y, size, NAME: tl.constexpr, BLOCK: tl.constexpr):
@@ -76,16 +86,22 @@ def slopes(x, y, size, NAME: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @pytest.fixture(params=TARGETS)
-def kernels(request):
+def kernels(request, monkeypatch):
     """An implementation for `battery`, on one of the targets; on a GPU on itself."""
+    if request.param == "parts":
+        monkeypatch.setattr(waves, "ADDING", 0)
     device = request.getfixturevalue("device")
     target, workspace = TARGETS[request.param]
     if device == "cuda":
         target = None
         if request.param == "pointers":
             pytest.skip("is the same as with descriptors")
+    return implementation(workspace=workspace, target=target)
+
+
+def implementation(**options):
+    """What `battery` takes, with some options of both passes."""
     folder = "mhf_compile.kernels.flash_mhf"
-    options = {"workspace": workspace, "target": target}
     return SimpleNamespace(
         forward=partial(importlib.import_module(f"{folder}.forward").forward, **options),
         backward=partial(importlib.import_module(f"{folder}.backward").backward, **options),
@@ -150,6 +166,29 @@ def test_sizes(kernels, case, dtype, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", PAIRS.values(), ids=PAIRS)
+def test_two_descriptors_of_an_operand(case, device, monkeypatch):
+    """The candidates of 96 columns that have two, in the place of those in use."""
+    rows = {key: [t for t in row if t.described == 2] for key, row in config.HOPPER.items()}
+    for key, row in rows.items():
+        if row:
+            monkeypatch.setitem(config.HOPPER, key, row)
+    monkeypatch.setattr(waves, "ADDING", 0)
+    described = set()
+    run = Launch.run
+
+    def watched(launch):
+        described.add(launch.options.get("DESCRIBED", True))  # a sum has no choice
+        run(launch)
+
+    monkeypatch.setattr(Launch, "run", watched)
+    check(
+        implementation(target=Target("sm_90", 5) if device == "cpu" else None), case, torch.bfloat16, device
+    )
+    assert device == "cuda" or described == {True}
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan], ids=str)
 @pytest.mark.parametrize("case", [CASES["odd sizes"], replace(CASES["odd sizes"], activation="relu")])
 def test_what_is_not_finite_stays_in_its_token(kernels, case, value, device):
@@ -173,19 +212,16 @@ def test_what_is_not_finite_stays_in_its_token(kernels, case, value, device):
 def test_gates_that_are_shifted(mean):
     """The approximate tanh has no interpreter; -3 is about as far as it errs less than eager does."""
     case = Case(batch=1, length=500, head_dim=128, out_dim=128, subnetworks=2, width=256, shift=mean)
-    folder = "mhf_compile.kernels.flash_mhf"
-    implementation = SimpleNamespace(
-        forward=importlib.import_module(f"{folder}.forward").forward,
-        backward=importlib.import_module(f"{folder}.backward").backward,
-    )
-    check(implementation, case, torch.bfloat16, "cuda")
+    check(implementation(), case, torch.bfloat16, "cuda")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_operator_on_a_gpu_is_deterministic():
+@pytest.mark.parametrize("adding", [waves.ADDING, 0])
+def test_the_operator_on_a_gpu_is_deterministic(adding, monkeypatch):
     from mhf_compile.kernels.ops import flash_mhf
 
+    monkeypatch.setattr(waves, "ADDING", adding)
     xs = [
         None if x is None else x.requires_grad_()
         for x in MATRIX["d 96, e 16"].operands(torch.bfloat16, "cuda")[:5]

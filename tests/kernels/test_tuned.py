@@ -298,6 +298,7 @@ def test_a_process_that_is_killed_while_it_writes(folder, caplog):
     [
         (Tiles(128, 64, 8, 3), "128x64 w8 s3"),
         (Tiles(128, 64, 4, 2, described=True, resident=True), "128x64 w4 s2 tma res"),
+        (Tiles(128, 64, 4, 2, described=2), "128x64 w4 s2 tma x2"),
         (Tiles(16, 32, 8, 1, columns=64, collected=True), "16x32x64 w8 s1 col"),
     ],
 )

@@ -15,10 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from mhf_compile.kernels.flash_mhf import chunked, config
-from mhf_compile.kernels.flash_mhf.config import Target
+from mhf_compile.kernels.flash_mhf.config import Kernel, Target
 from mhf_compile.kernels.flash_mhf.elementwise import activate, cut_off, slope
 from mhf_compile.kernels.flash_mhf.launch import Call, Launch, target_of
-from mhf_compile.kernels.flash_mhf.parts import in_parts
+from mhf_compile.kernels.flash_mhf.parts import in_parts, tail_in_parts, tail_numbers
 from mhf_compile.kernels.flash_mhf.tiles import (
     add_product,
     in_registers,
@@ -27,6 +27,8 @@ from mhf_compile.kernels.flash_mhf.tiles import (
     load_tokens,
     load_weights,
     row_products,
+    store_or_leave,
+    store_or_leave_vector,
     store_tiles,
     token_rows,
     weight_rows,
@@ -36,7 +38,7 @@ from mhf_compile.kernels.flash_mhf.tiles import (
 
 @triton.jit(do_not_specialize=["tokens", "length", "part_subnetworks"])
 def dq_kernel(
-    q, k, u, v, r, gate_bias, up_bias, grad, dq, dr,
+    q, k, u, v, r, gate_bias, up_bias, grad, dq, dr, k_beside, u_beside, v_beside,
     q_strides, k_strides, u_strides, v_strides, r_strides, gate_bias_strides, up_bias_strides,
     grad_strides, dq_strides, dr_strides,
     gate_scale, scale, tokens, length, group, subnetworks, width, part_stride, part_subnetworks,
@@ -56,12 +58,12 @@ def dq_kernel(
     h = tl.program_id(1)
     hk = h // group
     q_tiles = load_tokens(
-        q, q_strides, first_n, tokens, length, h, BLOCK_N, D, HEAD_DIM, EVEN_N, False
+        q, None, q_strides, first_n, tokens, length, h, BLOCK_N, D, HEAD_DIM, EVEN_N, False
     )  # fmt: skip
     if RESIDENT:
         q_tiles = in_registers(q_tiles, 1.0, BLOCK_N, D, UPCAST)
     grad_tiles = load_tokens(
-        grad, grad_strides, first_n, tokens, length, h, BLOCK_N, O, OUT_DIM, EVEN_N, False
+        grad, None, grad_strides, first_n, tokens, length, h, BLOCK_N, O, OUT_DIM, EVEN_N, False
     )  # fmt: skip
 
     dq_totals = zero_tiles(BLOCK_N, D)
@@ -83,18 +85,18 @@ def dq_kernel(
         f = first_f + tl.arange(0, BLOCK_F)
         in_f = f < width
         k_tiles = load_weights(
-            k, k_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, DESCRIBED
+            k, k_beside, k_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, DESCRIBED
         )  # fmt: skip
         gate = row_products(q_tiles, k_tiles, BLOCK_N, BLOCK_F, D, UPCAST)
         if u is not None:
             u_tiles = load_weights(
-                u, u_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, DESCRIBED
+                u, u_beside, u_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, DESCRIBED
             )
             up = row_products(q_tiles, u_tiles, BLOCK_N, BLOCK_F, D, UPCAST)
             if up_bias is not None:
                 up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[None, :]
         v_tiles = load_weights(
-            v, v_strides, first_f, width, hk, e, BLOCK_F, O, OUT_DIM, EVEN_F, DESCRIBED
+            v, v_beside, v_strides, first_f, width, hk, e, BLOCK_F, O, OUT_DIM, EVEN_F, DESCRIBED
         )  # fmt: skip
         d_hidden = row_products(grad_tiles, v_tiles, BLOCK_N, BLOCK_F, O, UPCAST)
         if SCALED:
@@ -148,32 +150,50 @@ def dq_kernel(
         store_tiles(dq, rows, in_n, dq_totals, 1.0, D, HEAD_DIM)
 
 
-@triton.jit(do_not_specialize=["tokens", "length"])
+@triton.jit(do_not_specialize=["tokens", "length", "whole", "parts", "tail_first", "tail_rows"])
 def weights_kernel(
     q, k, u, v, r, gate_bias, up_bias, grad, dk, du, dv, d_gate_bias, d_up_bias,
+    dk_parts, du_parts, dv_parts, d_gate_bias_parts, d_up_bias_parts, q_beside, grad_beside,
     q_strides, k_strides, u_strides, v_strides, r_strides, gate_bias_strides, up_bias_strides,
     grad_strides, dk_strides, du_strides, dv_strides, d_gate_bias_strides, d_up_bias_strides,
-    gate_scale, scale, tokens, length, group, subnetworks, width,
+    gate_scale, scale, tokens, length, group, subnetworks, width, whole, parts, tail_first, tail_rows,
     HEAD_DIM: tl.constexpr, OUT_DIM: tl.constexpr, D: tl.constexpr, O: tl.constexpr,
     ACTIVATION: tl.constexpr, GATE_SCALED: tl.constexpr, SCALED: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, EVEN_N: tl.constexpr, EVEN_F: tl.constexpr,
     DESCRIBED: tl.constexpr, FAST: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Grid: blocks of rows of all sub-networks, key-value heads. Descriptors, where DESCRIBED: q and grad."""
+    """Grid: blocks of rows of all sub-networks, key-value heads. Descriptors, where DESCRIBED: q and grad.
+
+    With `whole` the grid is flat: so many of these tiles, then parts of the others, which walk over a part
+    of the tokens each; see `waves.Tail`.
+    """
+    blocks = tl.cdiv(tokens, BLOCK_N)
     row_blocks = tl.cdiv(width, BLOCK_F)
-    e = tl.program_id(0) // row_blocks
-    first_f = (tl.program_id(0) % row_blocks) * BLOCK_F
+    first, last = 0, group * blocks
+    in_part, shift = False, 0
+    tile, hk = tl.program_id(0), tl.program_id(1)
+    if whole is not None:
+        in_part = tile >= whole
+        if in_part:
+            part = (tile - whole) % parts
+            tile = whole + (tile - whole) // parts
+            first = part * (group * blocks) // parts
+            last = (part + 1) * (group * blocks) // parts
+            shift = part * tail_rows - tail_first  # in rows, from a gradient to the part of its tail
+        hk = tile // (subnetworks * row_blocks)
+        tile -= hk * (subnetworks * row_blocks)
+    e = tile // row_blocks
+    first_f = (tile % row_blocks) * BLOCK_F
     f = first_f + tl.arange(0, BLOCK_F)
     in_f = f < width
-    hk = tl.program_id(1)
     k_tiles = load_weights(
-        k, k_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, False
+        k, None, k_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, False
     )  # fmt: skip
     dk_totals = zero_tiles(BLOCK_F, D)
     d_gate_total = tl.zeros((BLOCK_F,), tl.float32)
     if u is not None:
         u_tiles = load_weights(
-            u, u_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, False
+            u, None, u_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, False
         )  # fmt: skip
         du_totals = zero_tiles(BLOCK_F, D)
         d_up_total = tl.zeros((BLOCK_F,), tl.float32)
@@ -182,21 +202,21 @@ def weights_kernel(
     )
     if D_PROJECTIONS:
         v_tiles = load_weights(
-            v, v_strides, first_f, width, hk, e, BLOCK_F, O, OUT_DIM, EVEN_F, False
+            v, None, v_strides, first_f, width, hk, e, BLOCK_F, O, OUT_DIM, EVEN_F, False
         )  # fmt: skip
     dv_totals = zero_tiles(BLOCK_F, O)
 
-    blocks = tl.cdiv(tokens, BLOCK_N)
-    for i in range(0, group * blocks):
+    for i in range(first, last):
         h = hk * group + i // blocks
         first_n = (i % blocks) * BLOCK_N
         n = first_n + tl.arange(0, BLOCK_N)
         in_n = n < tokens
         q_tiles = load_tokens(
-            q, q_strides, first_n, tokens, length, h, BLOCK_N, D, HEAD_DIM, EVEN_N, DESCRIBED
+            q, q_beside, q_strides, first_n, tokens, length, h, BLOCK_N, D, HEAD_DIM, EVEN_N, DESCRIBED
         )  # fmt: skip
         grad_tiles = load_tokens(
-            grad, grad_strides, first_n, tokens, length, h, BLOCK_N, O, OUT_DIM, EVEN_N, DESCRIBED
+            grad, grad_beside, grad_strides, first_n, tokens, length, h, BLOCK_N, O, OUT_DIM, EVEN_N,
+            DESCRIBED,
         )  # fmt: skip
         if D_PROJECTIONS:
             d_hidden = row_products(v_tiles, grad_tiles, BLOCK_F, BLOCK_N, O, UPCAST)
@@ -244,17 +264,25 @@ def weights_kernel(
 
     if dk is not None:
         rows = weight_rows(f, hk, e, dk_strides)
-        store_tiles(dk, rows, in_f, dk_totals, gate_scale, D, HEAD_DIM)
+        store_or_leave(
+            dk, dk_parts, rows, shift, dk_strides[2], in_part, in_f, dk_totals, gate_scale, D, HEAD_DIM
+        )  # fmt: skip
     if du is not None:
         rows = weight_rows(f, hk, e, du_strides)
-        store_tiles(du, rows, in_f, du_totals, 1.0, D, HEAD_DIM)
+        store_or_leave(
+            du, du_parts, rows, shift, du_strides[2], in_part, in_f, du_totals, 1.0, D, HEAD_DIM
+        )  # fmt: skip
     if dv is not None:
         rows = weight_rows(f, hk, e, dv_strides)
-        store_tiles(dv, rows, in_f, dv_totals, scale, O, OUT_DIM)
+        store_or_leave(
+            dv, dv_parts, rows, shift, dv_strides[2], in_part, in_f, dv_totals, scale, O, OUT_DIM
+        )  # fmt: skip
     if d_gate_bias is not None:
-        tl.store(d_gate_bias + weight_rows(f, hk, e, d_gate_bias_strides), d_gate_total, mask=in_f)
+        rows = weight_rows(f, hk, e, d_gate_bias_strides)
+        store_or_leave_vector(d_gate_bias, d_gate_bias_parts, rows, shift, in_part, in_f, d_gate_total)
     if d_up_bias is not None:
-        tl.store(d_up_bias + weight_rows(f, hk, e, d_up_bias_strides), d_up_total, mask=in_f)
+        rows = weight_rows(f, hk, e, d_up_bias_strides)
+        store_or_leave_vector(d_up_bias, d_up_bias_parts, rows, shift, in_part, in_f, d_up_total)
 
 
 def backward(
@@ -297,7 +325,7 @@ def launches(call: Call, grad: Tensor, grads: Sequence[Tensor | None]) -> list[L
     """The kernels that make `grads`, of q, k, u, v, r and the biases; None where one is not wanted."""
     dq, dk, du, dv, dr, d_gate_bias, d_up_bias = grads
     kernels = [] if dq is None and dr is None else dq_launches(call, grad, dq, dr)
-    wanted: dict[str, tuple[Tensor | None, ...]] = {
+    wanted: dict[Kernel, tuple[Tensor | None, ...]] = {
         "weights": (dk, du, dv, d_gate_bias, d_up_bias),
         "dk_du": (dk, du, None, d_gate_bias, d_up_bias),
         "dv": (None, None, dv, None, None),
@@ -309,12 +337,29 @@ def launches(call: Call, grad: Tensor, grads: Sequence[Tensor | None]) -> list[L
     ]
     if names and call.r is not None:
         call = replace(call, r=_tokens_last(call.r))
+    numbers = max((tail_numbers(wanted[name], call.tail(name)) for name in names), default=0)
+    room = grad.new_empty(numbers, dtype=torch.float32)  # one after the other uses it
     for name in names:
-        tiles = call.tiles(name)
-        row_blocks = call.sizes.subnetworks * triton.cdiv(call.sizes.width, tiles.rows)
-        grid = (row_blocks, call.sizes.kv_heads)
-        kernels.append(call.launch(name, weights_kernel, grid, [grad], wanted[name], [], tiles))
+        kernels += _weight_launches(call, grad, name, wanted[name], room)
     return kernels
+
+
+def _weight_launches(
+    call: Call, grad: Tensor, name: Kernel, wanted: Sequence[Tensor | None], room: Tensor
+) -> list[Launch]:
+    """One kernel of the weights' gradients, and the sums of what it leaves in parts."""
+    sizes, tiles, tail = call.sizes, call.tiles(name), call.tail(name)
+    row_blocks = sizes.subnetworks * triton.cdiv(sizes.width, tiles.rows)
+    grid: tuple[int, ...] = (row_blocks, sizes.kv_heads)
+    extra: list[int | None] = [None] * 4
+    if tail is not None:
+        grid = (tail.split.programs(row_blocks * sizes.kv_heads),)
+        extra = [*tail.split, tail.first, tail.rows]
+    partials, adding = tail_in_parts(wanted, tail, room)
+    return [
+        call.launch(name, weights_kernel, grid, [grad], wanted, extra, tiles, contiguous=partials),
+        *adding,
+    ]
 
 
 def _tokens_last(r: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from mhf_compile.kernels.flash_mhf.tiles import (
 
 @triton.jit(do_not_specialize=["tokens", "length", "part_blocks"])
 def forward_kernel(
-    q, k, u, v, r, gate_bias, up_bias, out,
+    q, k, u, v, r, gate_bias, up_bias, out, k_beside, u_beside, v_beside,
     q_strides, k_strides, u_strides, v_strides, r_strides, gate_bias_strides, up_bias_strides, out_strides,
     gate_scale, scale, tokens, length, group, subnetworks, width, part_stride, part_blocks,
     HEAD_DIM: tl.constexpr, OUT_DIM: tl.constexpr, D: tl.constexpr, O: tl.constexpr,
@@ -40,14 +40,14 @@ def forward_kernel(
     BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, EVEN_N: tl.constexpr, EVEN_F: tl.constexpr,
     DESCRIBED: tl.constexpr, RESIDENT: tl.constexpr, FAST: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Grid: blocks of tokens, heads, parts of the rows. Descriptors, where DESCRIBED: of k, u and v."""
+    """Grid: blocks of tokens, heads, parts of the rows. Descriptors, where DESCRIBED: k, u and v."""
     first_n = tl.program_id(0) * BLOCK_N
     n = first_n + tl.arange(0, BLOCK_N)
     in_n = n < tokens
     h = tl.program_id(1)
     hk = h // group
     q_tiles = load_tokens(
-        q, q_strides, first_n, tokens, length, h, BLOCK_N, D, HEAD_DIM, EVEN_N, False
+        q, None, q_strides, first_n, tokens, length, h, BLOCK_N, D, HEAD_DIM, EVEN_N, False
     )  # fmt: skip
     if RESIDENT and FAST:  # gate and up are halves below
         q_tiles = in_registers(q_tiles, 0.5, BLOCK_N, D, UPCAST)
@@ -66,12 +66,12 @@ def forward_kernel(
         f = first_f + tl.arange(0, BLOCK_F)
         in_f = f < width
         k_tiles = load_weights(
-            k, k_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, DESCRIBED
+            k, k_beside, k_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, DESCRIBED
         )  # fmt: skip
         gate = row_products(q_tiles, k_tiles, BLOCK_N, BLOCK_F, D, UPCAST)
         if u is not None:
             u_tiles = load_weights(
-                u, u_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, DESCRIBED
+                u, u_beside, u_strides, first_f, width, hk, e, BLOCK_F, D, HEAD_DIM, EVEN_F, DESCRIBED
             )
             up = row_products(q_tiles, u_tiles, BLOCK_N, BLOCK_F, D, UPCAST)
             if up_bias is not None:
@@ -91,7 +91,7 @@ def forward_kernel(
         if not EVEN_F:  # an infinite q makes the rows outside NaN
             hidden = tl.where(in_f[None, :], hidden, 0.0)
         v_tiles = load_weights(
-            v, v_strides, first_f, width, hk, e, BLOCK_F, O, OUT_DIM, EVEN_F, DESCRIBED
+            v, v_beside, v_strides, first_f, width, hk, e, BLOCK_F, O, OUT_DIM, EVEN_F, DESCRIBED
         )  # fmt: skip
         totals = add_product(totals, hidden, v_tiles, O, UPCAST)
         first_f += BLOCK_F

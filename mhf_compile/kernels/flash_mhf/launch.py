@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from mhf_compile.kernels.flash_mhf import config, tuned
+from mhf_compile.kernels.flash_mhf import config, tuned, waves
 from mhf_compile.kernels.flash_mhf.config import Kernel, Sizes, Target, Tiles
 from mhf_compile.kernels.support import architecture
 
@@ -45,7 +45,8 @@ watcher: ContextVar[Callable[[Launch], object] | None] = ContextVar("watcher", d
 class Call:
     """The operands and constants of one call, as those of `mhf_compile.kernels.ops.flash_mhf`.
 
-    `forced` are tiles that are tried out, instead of those that were found the best or stand in the tables.
+    `forced` are tiles that are tried out, instead of those that were found the best or stand in the tables;
+    without `split` no tiles are left in parts.
     """
 
     q: Tensor
@@ -60,6 +61,7 @@ class Call:
     scale: float
     target: Target
     forced: Mapping[Kernel, Tiles] = field(default_factory=dict)
+    split: bool = True
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -87,6 +89,10 @@ class Call:
         programs = triton.cdiv(self.sizes.tokens, tiles.tokens) * self.sizes.heads
         return config.parts(programs, pieces, tiles, self.target.processors)
 
+    def tail(self, name: Kernel) -> waves.Tail | None:
+        """What a kernel of the weights' gradients leaves in parts; None where it is nothing."""
+        return waves.tail(name, self.sizes, self.tiles(name), self.target) if self.split else None
+
     @property
     def fast(self) -> bool:
         """Whether a silu is x + x tanh(x), of half its argument, with one approximate tanh.
@@ -108,7 +114,7 @@ class Call:
         grid: tuple[int, ...],
         tokens_like: Sequence[Tensor | None],
         weights_like: Sequence[Tensor | None],
-        extra: Sequence[int],
+        extra: Sequence[int | None],
         tiles: Tiles,
         *,
         contiguous: Sequence[Tensor | None] = (),
@@ -116,11 +122,11 @@ class Call:
     ) -> Launch:
         """Put the arguments of a kernel together.
 
-        They are the operands, further tensors [B, T, H, ...] and [Hk, E, F, ...], and `contiguous` ones; the
-        strides of all but the last, constants and sizes, `extra` ones; then what is compiled in. `tokens` is
-        how many the grid covers, if not all.
+        They are the operands, further tensors [B, T, H, ...] and [Hk, E, F, ...], `contiguous` ones, and
+        descriptors of second tiles of columns; the strides of all but the last two, constants and sizes,
+        `extra` ones; then what is compiled in. `tokens` is how many the grid covers, if not all.
         """
-        described = tiles.described and self._describable(name, tokens_like)
+        described = self._describable(name, tokens_like, tiles.described)
         flat = all(x is None or token_stride(x) is not None for x in (self.q, self.r, *tokens_like))
         strides = (
             _token_strides(self.q, flat),
@@ -136,15 +142,8 @@ class Call:
         ]  # fmt: skip
         sizes = self.sizes
         d, o = config.columns(sizes.head_dim), config.columns(sizes.out_dim)
-        if described and name in ("forward", "decode", "dq"):
-            operands[1:4] = (
-                _describe_weights(self.k, tiles.rows, d[0]),
-                _describe_weights(self.u, tiles.rows, d[0]),
-                _describe_weights(self.v, tiles.rows, o[0]),
-            )
-        elif described:
-            operands[0] = _describe_tokens(self.q, tiles.tokens, d[0])
-            operands[7] = _describe_tokens(tokens_like[0], tiles.tokens, o[0])
+        if not tiles.columns:
+            operands += self._describe(operands, name, tiles) if described else [None] * len(_walked(name))
         most = max(16, 1 << (sizes.subnetworks - 1).bit_length())
         collected = most if tiles.collected and most <= config.COLLECTED else 0
         length = None if flat else self.q.shape[1]
@@ -173,12 +172,12 @@ class Call:
         }
         return Launch(name, kernel, grid, args, options)
 
-    def _describable(self, name: Kernel, tokens_like: Sequence[Tensor | None]) -> bool:
-        """Whether what a kernel walks over can be loaded through descriptors."""
+    def _describable(self, name: Kernel, tokens_like: Sequence[Tensor | None], most: int) -> bool:
+        """Whether a kernel can load what it walks over through at most so many descriptors of an operand."""
         sizes = self.sizes
-        if len(config.columns(sizes.head_dim)) > 1 or len(config.columns(sizes.out_dim)) > 1:
+        if max(len(config.columns(sizes.head_dim)), len(config.columns(sizes.out_dim))) > most:
             return False
-        if name in ("forward", "decode", "dq"):
+        if name in WALK_ROWS:
             walked: tuple[Tensor | None, ...] = (self.k, self.u, self.v)
             strides = [_strides(x) for x in walked if x is not None]
         else:
@@ -191,6 +190,28 @@ class Call:
         return aligned and all(
             last == 1 and all(s > 0 and s * size % 16 == 0 for s in others) for *others, last in strides
         )
+
+    def _describe(self, operands: list[Any], name: Kernel, tiles: Tiles) -> list[TensorDescriptor | None]:
+        """Put descriptors in the place of what a kernel walks over; those of second tiles are returned."""
+        d, o = config.columns(self.sizes.head_dim), config.columns(self.sizes.out_dim)
+        second: list[TensorDescriptor | None] = []
+        for place in _walked(name):
+            x, columns = operands[place], o if place in (3, 7) else d
+            describe = _describe_weights if name in WALK_ROWS else _describe_tokens
+            block = tiles.rows if name in WALK_ROWS else tiles.tokens
+            made = [None if x is None else describe(x, block, size) for size in columns]
+            operands[place] = made[0]
+            second.append(made[1] if len(made) > 1 else None)
+        return second
+
+
+WALK_ROWS = ("forward", "decode", "dq")
+"""The kernels that walk over k, u and v; those of the weights' gradients walk over q and the gradient."""
+
+
+def _walked(name: Kernel) -> tuple[int, ...]:
+    """The places, among the arguments of a kernel, of the operands that it walks over."""
+    return (1, 2, 3) if name in WALK_ROWS else (0, 7)
 
 
 def token_stride(x: Tensor) -> int | None:
@@ -218,15 +239,13 @@ def _token_strides(x: Tensor | None, flat: bool) -> tuple[int, ...]:
     return (0, token_stride(x) or 0, *_strides(x)[2:]) if flat else x.stride()
 
 
-def _describe_weights(x: Tensor | None, rows: int, columns: int) -> TensorDescriptor | None:
+def _describe_weights(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
     """A [Hk, E, F, C] operand by blocks of rows."""
-    return None if x is None else TensorDescriptor(x, list(x.shape), list(_strides(x)), [1, 1, rows, columns])
+    return TensorDescriptor(x, list(x.shape), list(_strides(x)), [1, 1, rows, columns])
 
 
-def _describe_tokens(x: Tensor | None, tokens: int, columns: int) -> TensorDescriptor | None:
+def _describe_tokens(x: Tensor, tokens: int, columns: int) -> TensorDescriptor:
     """A [B, T, H, C] operand as [N, H, C], by blocks of tokens."""
-    if x is None:
-        return None
     shape = [x.shape[0] * x.shape[1], *x.shape[2:]]
     return TensorDescriptor(x, shape, list(_token_strides(x, True)[1:]), [tokens, 1, columns])
 

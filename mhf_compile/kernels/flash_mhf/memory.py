@@ -34,11 +34,13 @@ def forward_bytes(call: Call, workspace: int | None = None) -> int:
 def backward_bytes(call: Call, needs: Sequence[bool], workspace: int | None = None) -> int:
     """The most that backward holds at once, the gradients included. W = H E F.
 
-        on the chip    gradients + 4 P N H D + 4 N H E
+        on the chip    gradients + 4 P N H D + 4 N H E + 4 P' rows (2 D + O + 2)
         in chunks of C gradients + 3 s C W + 4 C H E (1 + F / rows)
                        + 8 Hk C D + 4 Hk E F (2 D + O + max(D, O) + 3)
 
-    On the chip these are dQ where the sub-networks are split over P > 1 programs, and R in another layout.
+    On the chip these are dQ where the sub-networks are split over P > 1 programs, R in another layout, and
+    the last rows of the other gradients, where those are left in P' parts: see `waves.split`. With kernels of
+    dK and dU, and of dV, it is the larger of the two.
     3 s C W are hidden and the gradients of gate and up. Beside them are parts of dR, of blocks of rows.
     The last line are sums in float32: of dQ of a chunk, and of the others where there are several chunks or
     heads share weights. For operands in float32 the gradients themselves are the sums.
@@ -56,7 +58,7 @@ def backward_bytes(call: Call, needs: Sequence[bool], workspace: int | None = No
             x is not None and need for x, need in zip(operands[1:], needs[1:], strict=True) if x is not call.r
         )
         router = sizes.subnetworks if call.r is not None and weights else 0
-        return grads + 4 * sizes.tokens * sizes.heads * (queries + router)
+        return grads + 4 * sizes.tokens * sizes.heads * (queries + router) + _tail_bytes(call, needs)
     q, k, u, v, r, gate_bias, up_bias = needs
     rows = sizes.subnetworks * sizes.width
     row_blocks = sizes.subnetworks * triton.cdiv(sizes.width, call.tiles("chunk_backward").rows)
@@ -69,3 +71,16 @@ def backward_bytes(call: Call, needs: Sequence[bool], workspace: int | None = No
         columns = (k + u) * sizes.head_dim + v * sizes.out_dim + max(sizes.head_dim, sizes.out_dim) + 3
         sums += 4 * sizes.kv_heads * rows * columns
     return grads + wide + router + sums
+
+
+def _tail_bytes(call: Call, needs: Sequence[bool]) -> int:
+    """The largest room for rows that a kernel leaves in parts."""
+    sizes = call.sizes
+    operands = (call.k, call.u, call.v, call.gate_bias, call.up_bias)
+    of = (needs[1], needs[2], needs[3], needs[5], needs[6])
+    k, u, v, gate_bias, up_bias = (x is not None and need for x, need in zip(operands, of, strict=True))
+    first = (k + u) * sizes.head_dim + gate_bias + up_bias
+    second = v * sizes.out_dim
+    columns = {"weights": first + second, "dk_du": first, "dv": second}
+    tails = ((columns[name], call.tail(name)) for name in config.weight_kernels(sizes, call.target.arch))
+    return max((4 * tail.split.parts * tail.rows * n for n, tail in tails if tail is not None), default=0)

@@ -1,5 +1,6 @@
-"""The sum of the parts that programs leave where the rows are split over them, in their order."""
+"""The sum of the parts that programs leave where what they walk over is split over them, in their order."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mhf_compile.kernels.flash_mhf.launch import Launch
+from mhf_compile.kernels.flash_mhf.waves import Tail
 
 BLOCK = 1024
 
@@ -28,6 +30,43 @@ def in_parts(out: Tensor, parts: int) -> tuple[Tensor, list[Launch]]:
     if parts == 1:
         return out, []
     partial = out.new_empty(parts, *out.shape, dtype=torch.float32)
+    return partial[0], [_sum(partial, out, parts)]
+
+
+def tail_numbers(grads: Sequence[Tensor | None], tail: Tail | None) -> int:
+    """How many numbers the parts of the tail of some gradients are."""
+    if tail is None:
+        return 0
+    return sum(tail.split.parts * len(_last_rows(x, tail)) for x in grads if x is not None)
+
+
+def tail_in_parts(
+    grads: Sequence[Tensor | None], tail: Tail | None, room: Tensor
+) -> tuple[list[Tensor | None], list[Launch]]:
+    """Where in `room` the parts of the tail of each gradient go, and what adds them afterwards.
+
+    Gradients are contiguous [Hk, E, F, ...], or None where one is not wanted; `room` has `tail_numbers` or
+    more of float32.
+    """
+    partials: list[Tensor | None] = []
+    adding = []
+    for grad in grads:
+        if grad is None or tail is None:
+            partials.append(None)
+            continue
+        rows, parts = _last_rows(grad, tail), tail.split.parts
+        partial, room = room.tensor_split([parts * len(rows)])
+        partials.append(partial)
+        adding.append(_sum(partial, rows, parts))
+    return partials, adding
+
+
+def _last_rows(grad: Tensor, tail: Tail) -> Tensor:
+    """The rows of a tail, flat."""
+    return grad.view(-1, *grad.shape[3:])[tail.first :].view(-1)
+
+
+def _sum(partial: Tensor, out: Tensor, parts: int) -> Launch:
     options: dict[str, Any] = {"BLOCK": BLOCK, "num_warps": 4, "num_stages": 2}
     grid = (triton.cdiv(out.numel(), BLOCK),)
-    return partial[0], [Launch("sum", sum_kernel, grid, (partial, out, out.numel(), parts), options)]
+    return Launch("sum", sum_kernel, grid, (partial, out, out.numel(), parts), options)

@@ -2,6 +2,7 @@
 
 `python -m mhf_compile tune --sweep FILE` writes one, `python -m benchmarks.gpu.sweep FILE` reads it. A file
 may leave fields of `Tiles` out, which then have their default, or have null for one: it was not recorded.
+In older ones `described` is true or false, one descriptor or none.
 """
 
 import json
@@ -135,7 +136,7 @@ def _problem(content: Mapping[str, Any]) -> Problem:
     return Problem(
         (kernel, content["bytes"], content["columns"]),
         Sizes(**sizes),
-        None if shipped is None else Tiles(**shipped),
+        None if shipped is None else Tiles(**_counted(shipped)),
         tuple(map(_read_row, content["rows"])),
     )
 
@@ -143,4 +144,9 @@ def _problem(content: Mapping[str, Any]) -> Problem:
 def _read_row(content: Mapping[str, Any]) -> Row:
     fields = {name: content[name] if name in content else DEFAULTS[name] for name in Tiles._fields}
     ms = content.get("ms")
-    return Row(fields, None if ms is None else ms / 1e3, content.get("why", ""))
+    return Row(_counted(fields), None if ms is None else ms / 1e3, content.get("why", ""))
+
+
+def _counted(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """With a number of descriptors, where it says only whether there was one."""
+    return {name: int(x) if name == "described" and x is not None else x for name, x in fields.items()}

@@ -23,7 +23,8 @@ class Tiles(NamedTuple):
         rows: of a sub-network in a block.
         warps: of a program.
         stages: of the pipeline that loads what the program walks over.
-        described: loads go through descriptors (TMA) where the operands allow it.
+        described: through how many descriptors (TMA) of an operand, one for each tile of its `columns`, loads
+            go at most, where the operands allow it. The others go through pointers.
         columns: that a chunk kernel takes at a time; the others hold all.
         resident: the kernels of forward and dQ keep q in registers, not in shared memory.
         collected: the kernel of dQ keeps dR of all sub-networks, up to `COLLECTED`, in registers to the end.
@@ -35,7 +36,7 @@ class Tiles(NamedTuple):
     rows: int
     warps: int
     stages: int
-    described: bool = False
+    described: int = 0
     columns: int = 0
     resident: bool = False
     collected: bool = False
@@ -72,15 +73,16 @@ FLOAT32: Table = {
 # 227 KB of shared memory; a product of a warpgroup, 4 warps, has at least 64 rows. By the clock of one H100:
 # benchmarks/results/h100/sweep.json, in its order for each row. Two programs of 4 warps on a multiprocessor
 # beat one of 8 where a kernel walks over tokens: one multiplies while the other does elementwise work.
-# Not in that sweep: chunk, chunk_decode, decode at 256, a decode at 128 that keeps q in registers, decode of
-# more than one token, and whether dq collected dR. Without that ptxas serialises its products at 96 columns.
+# Not in that sweep: two descriptors, chunk, chunk_decode, decode at 256, a decode at 128 that keeps q in
+# registers, decode of more than one token, and whether dq collected dR. Without that ptxas serialises its
+# products at 96 columns.
 HOPPER: Table = {
     ("forward", 2, 64): (
-        Tiles(128, 64, 8, 3, True),
-        Tiles(128, 64, 8, 4, True),
-        Tiles(128, 64, 8, 2, True),
-        Tiles(64, 128, 4, 2, True, resident=True),
-        Tiles(64, 64, 4, 2, True, resident=True),
+        Tiles(128, 64, 8, 3, 1),
+        Tiles(128, 64, 8, 4, 1),
+        Tiles(128, 64, 8, 2, 1),
+        Tiles(64, 128, 4, 2, 1, resident=True),
+        Tiles(64, 64, 4, 2, 1, resident=True),
     ),
     ("forward", 2, 96): (
         Tiles(128, 32, 8, 3),
@@ -88,16 +90,18 @@ HOPPER: Table = {
         Tiles(64, 64, 4, 3, resident=True),
         Tiles(64, 32, 4, 3, resident=True),
         Tiles(128, 64, 8, 3),
+        Tiles(128, 64, 8, 3, 2),
+        Tiles(128, 32, 8, 3, 2),
     ),
     ("forward", 2, 128): (
-        Tiles(128, 64, 8, 3, True),
-        Tiles(128, 64, 8, 4, True),
-        Tiles(64, 32, 4, 3, True, resident=True),
-        Tiles(128, 128, 8, 2, True),
-        Tiles(64, 64, 4, 2, True, resident=True),
-        Tiles(128, 64, 8, 3, True, resident=True),
+        Tiles(128, 64, 8, 3, 1),
+        Tiles(128, 64, 8, 4, 1),
+        Tiles(64, 32, 4, 3, 1, resident=True),
+        Tiles(128, 128, 8, 2, 1),
+        Tiles(64, 64, 4, 2, 1, resident=True),
+        Tiles(128, 64, 8, 3, 1, resident=True),
     ),
-    ("forward", 2, 256): (Tiles(128, 32, 8, 3, True), Tiles(64, 64, 4, 2, True), Tiles(64, 32, 4, 3, True)),
+    ("forward", 2, 256): (Tiles(128, 32, 8, 3, 1), Tiles(64, 64, 4, 2, 1), Tiles(64, 32, 4, 3, 1)),
     ("decode", 2, 64): (
         Tiles(16, 64, 2, 3),
         Tiles(16, 64, 2, 5),
@@ -123,13 +127,13 @@ HOPPER: Table = {
         Tiles(64, 64, 4, 3, resident=True),
         Tiles(16, 128, 4, 3),
     ),
-    ("decode", 2, 256): (Tiles(64, 32, 4, 3, True), Tiles(64, 32, 4, 2, True), Tiles(16, 32, 4, 3)),
+    ("decode", 2, 256): (Tiles(64, 32, 4, 3, 1), Tiles(64, 32, 4, 2, 1), Tiles(16, 32, 4, 3)),
     ("dq", 2, 64): (
-        Tiles(64, 64, 4, 2, True, resident=True, collected=True),
-        Tiles(64, 32, 4, 3, True, resident=True, collected=True),
-        Tiles(64, 32, 4, 3, True, collected=True),
-        Tiles(64, 64, 4, 3, True, collected=True),
-        Tiles(128, 64, 8, 3, True, collected=True),
+        Tiles(64, 64, 4, 2, 1, resident=True, collected=True),
+        Tiles(64, 32, 4, 3, 1, resident=True, collected=True),
+        Tiles(64, 32, 4, 3, 1, collected=True),
+        Tiles(64, 64, 4, 3, 1, collected=True),
+        Tiles(128, 64, 8, 3, 1, collected=True),
     ),
     ("dq", 2, 96): (
         Tiles(128, 64, 8, 3, collected=True),
@@ -137,31 +141,38 @@ HOPPER: Table = {
         Tiles(64, 64, 4, 2, resident=True, collected=True),
         Tiles(128, 32, 8, 3, resident=True, collected=True),
         Tiles(128, 32, 8, 3, collected=True),
+        Tiles(128, 64, 8, 3, 2, collected=True),
+        Tiles(64, 64, 4, 2, 2, collected=True),
     ),
     ("dq", 2, 128): (
-        Tiles(128, 64, 8, 3, True, collected=True),
-        Tiles(64, 64, 4, 2, True, resident=True, collected=True),
-        Tiles(128, 64, 8, 2, True, collected=True),
-        Tiles(64, 32, 4, 3, True, resident=True, collected=True),
+        Tiles(128, 64, 8, 3, 1, collected=True),
+        Tiles(64, 64, 4, 2, 1, resident=True, collected=True),
+        Tiles(128, 64, 8, 2, 1, collected=True),
+        Tiles(64, 32, 4, 3, 1, resident=True, collected=True),
     ),
     ("weights", 2, 64): (
-        Tiles(64, 64, 4, 3, True),
-        Tiles(64, 64, 4, 2, True),
-        Tiles(32, 64, 4, 3, True),
+        Tiles(64, 64, 4, 3, 1),
+        Tiles(64, 64, 4, 2, 1),
+        Tiles(32, 64, 4, 3, 1),
         Tiles(32, 128, 8, 3),
     ),
-    ("weights", 2, 96): (Tiles(32, 64, 4, 3), Tiles(32, 128, 8, 3), Tiles(32, 64, 4, 2)),
+    ("weights", 2, 96): (
+        Tiles(32, 64, 4, 3),
+        Tiles(32, 128, 8, 3),
+        Tiles(32, 64, 4, 2),
+        Tiles(32, 64, 4, 3, 2),
+    ),
     ("dk_du", 2, 128): (
-        Tiles(64, 64, 4, 2, True),
-        Tiles(64, 64, 4, 3, True),
-        Tiles(64, 128, 8, 3, True),
+        Tiles(64, 64, 4, 2, 1),
+        Tiles(64, 64, 4, 3, 1),
+        Tiles(64, 128, 8, 3, 1),
         Tiles(64, 64, 4, 2),
     ),
     ("dv", 2, 128): (
-        Tiles(128, 64, 4, 3, True),
-        Tiles(64, 64, 4, 3, True),
-        Tiles(32, 64, 4, 2, True),
-        Tiles(64, 128, 8, 3, True),
+        Tiles(128, 64, 4, 3, 1),
+        Tiles(64, 64, 4, 3, 1),
+        Tiles(32, 64, 4, 2, 1),
+        Tiles(64, 128, 8, 3, 1),
     ),
     ("chunk", 2, 0): (Tiles(128, 128, 8, 3, columns=64), Tiles(128, 128, 8, 4, columns=64)),
     ("chunk_decode", 2, 0): (
@@ -180,21 +191,21 @@ HOPPER: Table = {
 
 # 227 KB of shared memory, 512 columns of tensor memory for the accumulators of a multiprocessor.
 BLACKWELL: Table = {
-    ("forward", 2, 64): (Tiles(128, 64, 8, 3, True), Tiles(128, 128, 8, 2, True)),
+    ("forward", 2, 64): (Tiles(128, 64, 8, 3, 1), Tiles(128, 128, 8, 2, 1)),
     ("forward", 2, 96): (Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2)),
-    ("forward", 2, 128): (Tiles(128, 64, 8, 3, True), Tiles(128, 128, 8, 2, True)),
-    ("forward", 2, 256): (Tiles(128, 32, 8, 3, True),),
-    ("decode", 2, 64): (Tiles(64, 64, 4, 3, True), Tiles(64, 64, 4, 2, True)),
+    ("forward", 2, 128): (Tiles(128, 64, 8, 3, 1), Tiles(128, 128, 8, 2, 1)),
+    ("forward", 2, 256): (Tiles(128, 32, 8, 3, 1),),
+    ("decode", 2, 64): (Tiles(64, 64, 4, 3, 1), Tiles(64, 64, 4, 2, 1)),
     ("decode", 2, 96): (Tiles(64, 64, 4, 2),),
-    ("decode", 2, 128): (Tiles(64, 64, 4, 2, True),),
-    ("decode", 2, 256): (Tiles(64, 32, 4, 2, True),),
-    ("dq", 2, 64): (Tiles(128, 64, 8, 3, True), Tiles(128, 64, 8, 2, True)),
+    ("decode", 2, 128): (Tiles(64, 64, 4, 2, 1),),
+    ("decode", 2, 256): (Tiles(64, 32, 4, 2, 1),),
+    ("dq", 2, 64): (Tiles(128, 64, 8, 3, 1), Tiles(128, 64, 8, 2, 1)),
     ("dq", 2, 96): (Tiles(128, 32, 8, 3),),
-    ("dq", 2, 128): (Tiles(128, 32, 8, 3, True),),
-    ("weights", 2, 64): (Tiles(64, 128, 8, 2, True),),
+    ("dq", 2, 128): (Tiles(128, 32, 8, 3, 1),),
+    ("weights", 2, 64): (Tiles(64, 128, 8, 2, 1),),
     ("weights", 2, 96): (Tiles(64, 64, 8, 2),),
-    ("dk_du", 2, 128): (Tiles(64, 128, 8, 2, True),),
-    ("dv", 2, 128): (Tiles(64, 128, 8, 2, True),),
+    ("dk_du", 2, 128): (Tiles(64, 128, 8, 2, 1),),
+    ("dv", 2, 128): (Tiles(64, 128, 8, 2, 1),),
     ("chunk", 2, 0): (Tiles(128, 128, 8, 3, columns=64),),
     ("chunk_decode", 2, 0): (Tiles(64, 64, 4, 4, columns=64),),
     ("chunk_backward", 2, 0): (Tiles(128, 64, 8, 3, columns=64),),

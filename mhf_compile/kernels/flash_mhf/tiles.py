@@ -64,12 +64,14 @@ def load_row_tiles(
 
 @triton.jit
 def load_tokens(
-    x, strides, first, tokens, length, head, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr,
-    EVEN: tl.constexpr, DESCRIBED: tl.constexpr,
+    x, beside, strides, first, tokens, length, head, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    SIZE: tl.constexpr, EVEN: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
-    """ROWS tokens of one head of a [B, T, H, C] operand; DESCRIBED as [N, H, C]."""
+    """ROWS tokens of one head of a [B, T, H, C] operand; DESCRIBED as [N, H, C], a second tile `beside`."""
     if DESCRIBED:
         tiles = (x.load([first, head, 0]).reshape(ROWS, COLUMNS[0]),)
+        if len(COLUMNS) > 1:
+            tiles = tiles + (beside.load([first, head, COLUMNS[0]]).reshape(ROWS, COLUMNS[1]),)
     else:
         n = first + tl.arange(0, ROWS)
         tiles = load_row_tiles(
@@ -80,12 +82,14 @@ def load_tokens(
 
 @triton.jit
 def load_weights(
-    x, strides, first, width, head, subnetwork, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr,
-    EVEN: tl.constexpr, DESCRIBED: tl.constexpr,
+    x, beside, strides, first, width, head, subnetwork, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    SIZE: tl.constexpr, EVEN: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
-    """ROWS rows of one sub-network of a [Hk, E, F, C] operand; DESCRIBED as it is."""
+    """ROWS rows of one sub-network of a [Hk, E, F, C] operand; DESCRIBED as it is, a second tile `beside`."""
     if DESCRIBED:
         tiles = (x.load([head, subnetwork, first, 0]).reshape(ROWS, COLUMNS[0]),)
+        if len(COLUMNS) > 1:
+            tiles = tiles + (beside.load([head, subnetwork, first, COLUMNS[0]]).reshape(ROWS, COLUMNS[1]),)
     else:
         f = first + tl.arange(0, ROWS)
         tiles = load_row_tiles(
@@ -120,6 +124,33 @@ def store_tiles(x, rows, in_rows, tiles, factor, COLUMNS: tl.constexpr, SIZE: tl
         inside = in_rows[:, None] & (columns < SIZE)[None, :]
         tl.store(x + rows[:, None] + columns[None, :], tiles[i] * factor, mask=inside)
         first += COLUMNS[i]
+
+
+@triton.jit
+def store_or_leave(
+    x, parts, rows, shift, stride, in_part, in_rows, tiles, factor, COLUMNS: tl.constexpr, SIZE: tl.constexpr
+):  # fmt: skip
+    """`store_tiles` in x, or in a part, `shift` rows further on. Without `parts`, in x."""
+    if parts is None:
+        store_tiles(x, rows, in_rows, tiles, factor, COLUMNS, SIZE)
+    else:
+        if in_part:
+            rows += tl.cast(shift, tl.int64) * stride
+            store_tiles(parts, rows, in_rows, tiles, factor, COLUMNS, SIZE)
+        else:
+            store_tiles(x, rows, in_rows, tiles, factor, COLUMNS, SIZE)
+
+
+@triton.jit
+def store_or_leave_vector(x, parts, rows, shift, in_part, in_rows, values):
+    """As `store_or_leave`, a number for each row."""
+    if parts is None:
+        tl.store(x + rows, values, mask=in_rows)
+    else:
+        if in_part:
+            tl.store(parts + rows + shift, values, mask=in_rows)
+        else:
+            tl.store(x + rows, values, mask=in_rows)
 
 
 @triton.jit

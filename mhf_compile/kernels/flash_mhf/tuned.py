@@ -147,10 +147,11 @@ def _locked(folder: Path) -> Iterator[None]:
 def spelled(tiles: Tiles) -> str:
     """Tiles for people: tokens x rows (x columns), warps, stages, and what else is chosen.
 
-    >>> spelled(Tiles(128, 64, 8, 3, described=True, resident=True))
+    >>> spelled(Tiles(128, 64, 8, 3, described=1, resident=True))
     '128x64 w8 s3 tma res'
     """
     blocks = [tiles.tokens, tiles.rows, *([tiles.columns] if tiles.columns else [])]
-    chosen = {"tma": tiles.described, "res": tiles.resident, "col": tiles.collected}
+    tma = "tma" if tiles.described == 1 else f"tma x{tiles.described}"
+    chosen = {tma: tiles.described, "res": tiles.resident, "col": tiles.collected}
     with_ = (name for name, is_set in chosen.items() if is_set)
     return " ".join(["x".join(map(str, blocks)), f"w{tiles.warps}", f"s{tiles.stages}", *with_])

@@ -1,0 +1,187 @@
+"""`python -m benchmarks.gpu.variants`: variants of the kernels, checked and timed on one GPU.
+
+They are the split of the last wave on and off, and heads of 96 columns through descriptors and through
+pointers. Each is first checked against float64 in a process of its own, with a time limit: one that hangs or
+crashes is a result. Those of a kernel that are right are then timed in one process, in turns. What was found
+is in the JSON after each kernel. When the time is up nothing new is started; what was left out is there too.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu import contests
+from benchmarks.gpu.contests import Contest
+from benchmarks.gpu.machine import state
+from benchmarks.gpu.timing import CudaClock, Failure, Limits, message
+from benchmarks.results import number_table
+from mhf_compile.commands.child import Child, Died, Silent
+from mhf_compile.kernels.flash_mhf.launch import target_of
+
+TOKENS = (16384, 4096)
+AT_ONCE = 4  # processes that check; one that measures time is alone
+CHECK_SECONDS, RACE_SECONDS = 60.0, 120.0  # limits of a process; to start torch takes 5 to 10
+
+Work = Callable[[str, Contest, Sequence[int], float], dict[str, Any] | Failure]
+"""Does "check" or "time" with some variants of a contest, by number, within so many seconds."""
+
+Here = Callable[[str, Contest, Sequence[int]], dict[str, Any]]
+"""The same in this process."""
+
+
+@dataclass
+class Outcome:
+    """What came of a contest, its variants by number.
+
+    Attributes:
+        what: the contest.
+        variants: their names.
+        checked: the largest error over what is allowed, of those that were checked.
+        race: as `benchmarks.gpu.timing.Race`; empty where nothing was timed.
+        failures: why a variant has no times; "race": why none has.
+    """
+
+    what: str
+    variants: list[str]
+    checked: dict[str, float] = field(default_factory=dict)
+    race: dict[str, Any] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        rows = {}
+        for number, timing in self.race.get("timings", {}).items():
+            spread, over = timing["seconds"], self.race["over"].get(number, {}).get("median", float("nan"))
+            micro = [1e6 * spread[name] for name in ("median", "p20", "p80")]
+            rows[self.variants[int(number)]] = [*micro, over, self.checked.get(number, float("nan"))]
+        failed = [f"{self.variants[int(n)] if n.isdigit() else n}: {why}" for n, why in self.failures.items()]
+        columns = ["median, us", "p20", "p80", "/ first", "of allowed"]
+        return "\n".join([number_table(self.what, columns, rows, digits=3), *failed])
+
+
+def compete(contest: Contest, work: Work, over: Callable[[], bool]) -> Outcome:
+    """Check the variants of a contest, several at once, then time those that are right."""
+    outcome = Outcome(str(contest), [str(variant) for variant in contest.variants])
+
+    def check(i: int) -> dict[str, Any] | Failure:
+        return Failure("the time is up") if over() else work("check", contest, [i], CHECK_SECONDS)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        checks = list(pool.map(check, range(len(contest.variants))))
+    for i, checked in enumerate(checks):
+        match checked:
+            case Failure(why):
+                outcome.failures[str(i)] = why
+            case found:
+                outcome.checked[str(i)] = found["over_allowed"]
+                if not found["over_allowed"] <= 1:
+                    outcome.failures[str(i)] = f"errs {found['over_allowed']:.2f} times what is allowed"
+                elif not found["bit_equal"]:
+                    outcome.failures[str(i)] = "two runs differ"
+    right = [i for i in range(len(contest.variants)) if str(i) not in outcome.failures]
+    if right:
+        match Failure("the time is up") if over() else work("time", contest, right, RACE_SECONDS):
+            case Failure(why):
+                outcome.failures["race"] = why
+            case found:
+                outcome.race = found
+                outcome.failures |= found["failures"]
+    return outcome
+
+
+def work_off(
+    planned: Sequence[Contest], work: Work, over: Callable[[], bool], report: Callable[[Outcome], object]
+) -> list[str]:
+    """Hold contests until the time is up, report each, and return those that were left out."""
+    for number, contest in enumerate(planned):
+        if over():
+            return [str(left) for left in planned[number:]]
+        report(compete(contest, work, over))
+    return []
+
+
+def work_here(action: str, contest: Contest, variants: Sequence[int]) -> dict[str, Any]:
+    """Do the work on the current CUDA device, in this process."""
+    target = target_of(torch.device("cuda", torch.cuda.current_device()))
+    if action == "check":
+        return contests.check(contest, variants[0], "cuda", target)
+    return contests.time(contest, variants, "cuda", target, CudaClock(), Limits(seconds=4.0))
+
+
+def in_a_process(
+    action: str, contest: Contest, variants: Sequence[int], limit: float, work: Here = work_here
+) -> dict[str, Any] | Failure:
+    """Do the work in another process."""
+    with Child(_answer, work, action, contest, variants) as child:
+        try:
+            found: dict[str, Any] | Failure = child.receive(limit)
+        except Silent:
+            return Failure(f"no result in {limit:.0f} s")
+        except Died as error:
+            return Failure(str(error))
+    return found
+
+
+def _answer(
+    connection: Connection, work: Here, action: str, contest: Contest, variants: Sequence[int]
+) -> None:
+    try:
+        connection.send(work(action, contest, variants))
+    except Exception as error:  # of Triton, the driver, or for want of memory
+        connection.send(Failure(message(error)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what `arguments` ask for (default: those of the process). 2: there is no GPU."""
+    options = parser().parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("there is no CUDA device to measure on", file=sys.stderr)
+        return 2
+    target = target_of(torch.device("cuda", torch.cuda.current_device()))
+    planned = contests.plan(target, TOKENS)
+    end = time.monotonic() + 60 * options.minutes
+    found: dict[str, Any] = {"gpu": target.name, "state": state(), "contests": [], "left_out": []}
+    report = partial(_report, found, options.json)
+    found["left_out"] = work_off(planned, in_a_process, lambda: time.monotonic() >= end, report)
+    found["state_at_end"] = state()
+    write(found, options.json)
+    print(*(f"left out  {what}" for what in found["left_out"]), options.json, sep="\n", flush=True)
+    return 0
+
+
+def _report(found: dict[str, Any], file: Path, outcome: Outcome) -> None:
+    found["contests"].append(asdict(outcome))
+    write(found, file)
+    print(f"\n{outcome}", flush=True)
+
+
+def write(found: dict[str, Any], file: Path) -> None:
+    """Write JSON; an interrupted run leaves the file before it whole."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    part.replace(file)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.variants", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument(
+        "--json", type=Path, default=Path("variants.json"), metavar="FILE", help="variants.json"
+    )
+    parser.add_argument("--minutes", type=float, default=9.0, help="after which nothing new is started; 9")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
