@@ -27,7 +27,7 @@ def test_is_found(fault: Fault, record_property: Callable[[str, object], None]) 
 @pytest.mark.parametrize("name", sorted({fault.property for fault in FAULTS}))
 def test_without_a_fault_it_holds(name: str) -> None:
     """Where all else is as with a fault, an edit included."""
-    assert examples_until_it_fails(name, (Edit(START.function, START.old, START.old),), limit=10) is None
+    assert examples_until_it_fails(name, (Edit(START.function, START.old, START.old),), limit=4) is None
 
 
 def test_an_edit_that_finds_no_place_is_none() -> None:
