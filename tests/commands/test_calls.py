@@ -189,6 +189,7 @@ def test_what_is_launched():
     target = Target("sm_90", 8)
     assert [launch.name for launch in forward.launches(target)] == ["forward"]
     assert [launch.name for launch in forward.of_tokens(1).launches(target)] == ["decode", "sum"]
-    assert [launch.name for launch in backward.launches(target)] == ["dq", "weights"]
+    names = [launch.name for launch in backward.launches(target)]
+    assert names[:2] == ["dq", "weights"] and set(names[2:]) <= {"sum"}  # of the last wave, in parts
     chunked = replace(backward, workspace=10**9)
     assert {launch.name for launch in chunked.launches(target)} == {"chunk_backward"}

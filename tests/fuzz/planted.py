@@ -330,7 +330,7 @@ FAULTS = (
         "triton",
         "u has the strides of k",
         f"triton_{ROUNDING}",
-        (Edit(FORWARD, "u, u_strides, first_f", "u, k_strides, first_f"),),
+        (Edit(FORWARD, "u, u_beside, u_strides, first_f", "u, u_beside, k_strides, first_f"),),
     ),
     Fault(
         "triton",
@@ -372,7 +372,7 @@ FAULTS = (
         "triton",
         "the gradient has the strides of q",
         "triton_strides_change_nothing",
-        (Edit(DQ, "grad, grad_strides, first_n", "grad, q_strides, first_n"),),
+        (Edit(DQ, "grad, None, grad_strides, first_n", "grad, None, q_strides, first_n"),),
     ),
     Fault(
         "triton",
