@@ -7,6 +7,7 @@ is recorded as lost at that shape, and the shape is measured again without it, i
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,13 +102,11 @@ class Supervisor:
         """Ask for the state of the machine, and end the process."""
         if self.process is None:
             return
-        try:
+        with suppress(Silent, Died):  # all that it was to measure is measured
             self.process.send(None)
             match self.process.receive(self.own):
                 case State(found):
                     self.results.machine["state_at_end"] = found
-        except (Silent, Died):
-            pass  # all that it was to measure is measured
         self.kill()
 
     def _try(self, order: Order) -> tuple[list[Result], Done | Loss]:

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import contests
-from benchmarks.gpu.contests import Contest
+from benchmarks.gpu import variant_contests
 from benchmarks.gpu.machine import state
 from benchmarks.gpu.timing import CudaClock, Failure, Limits, message
+from benchmarks.gpu.variant_contests import Contest
 from benchmarks.results import number_table
 from mhf_compile.commands.child import Child, Died, Silent
 from mhf_compile.kernels.flash_mhf.launch import target_of
@@ -113,8 +113,8 @@ def work_here(action: str, contest: Contest, variants: Sequence[int]) -> dict[st
     """Do the work on the current CUDA device, in this process."""
     target = target_of(torch.device("cuda", torch.cuda.current_device()))
     if action == "check":
-        return contests.check(contest, variants[0], "cuda", target)
-    return contests.time(contest, variants, "cuda", target, CudaClock(), Limits(seconds=4.0))
+        return variant_contests.check(contest, variants[0], "cuda", target)
+    return variant_contests.time(contest, variants, "cuda", target, CudaClock(), Limits(seconds=4.0))
 
 
 def in_a_process(
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("there is no CUDA device to measure on", file=sys.stderr)
         return 2
     target = target_of(torch.device("cuda", torch.cuda.current_device()))
-    planned = contests.plan(target, TOKENS)
+    planned = variant_contests.plan(target, TOKENS)
     end = time.monotonic() + 60 * options.minutes
     found: dict[str, Any] = {"gpu": target.name, "state": state(), "contests": [], "left_out": []}
     report = partial(_report, found, options.json)

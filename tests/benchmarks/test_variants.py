@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.gpu import contests, variants
-from benchmarks.gpu.contests import Contest, Variant, plan
+from benchmarks.gpu import variant_contests, variants
 from benchmarks.gpu.timing import Failure, Limits, WallClock
+from benchmarks.gpu.variant_contests import Contest, Variant, plan
 from mhf_compile.kernels.flash_mhf import config
 from mhf_compile.kernels.flash_mhf.config import Sizes, Target, Tiles
 
@@ -165,7 +165,7 @@ def test_in_the_interpreter():
 @pytest.mark.parametrize("kernel", ["forward", "dq", "weights"])
 def test_a_variant_is_checked_and_timed(kernel):
     target, tiny = Target("sm_90", 5), replace(contest(count=2), kernel=kernel)
-    found = contests.check(tiny, 1, "cpu", target)
+    found = variant_contests.check(tiny, 1, "cpu", target)
     assert 0 <= found["over_allowed"] <= 1 and found["bit_equal"]
-    timed = contests.time(tiny, [0, 1], "cpu", target, WallClock(), Limits(repeats=2, least=1))
+    timed = variant_contests.time(tiny, [0, 1], "cpu", target, WallClock(), Limits(repeats=2, least=1))
     assert set(timed["timings"]) == set(timed["over"]) == {"0", "1"} and json.dumps(timed)

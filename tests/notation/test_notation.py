@@ -108,6 +108,14 @@ def test_covers_says_whether_every_position_is_taken_once_in_order(drawn):
         assert taken != list(range(size))
 
 
+@pytest.mark.parametrize(
+    ("outer", "inner", "covers"), [(3, 1, True), (1, 2, False), (4, 1, False), (3, 2, False)]
+)
+def test_covers_looks_at_strides(outer, inner, covers):
+    index = Index(0, ((outer, Axis(2)), (inner, Axis(3))))
+    assert index.covers(6) == covers
+
+
 @bounded
 @given(indices(), st.data())
 def test_substitute_replaces_an_axis_by_its_digits(drawn, data):
