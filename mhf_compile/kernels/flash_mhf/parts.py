@@ -11,17 +11,24 @@ from torch import Tensor
 from mhf_compile.kernels.flash_mhf.launch import Launch
 from mhf_compile.kernels.flash_mhf.waves import Tail
 
-BLOCK = 1024
+BLOCK, SMALL = 1024, 128  # numbers that a program of the sum makes; the latter where there are few
+MANY = 2**18  # numbers, which are enough programs of the larger block
+AT_ONCE = 8  # parts that are on their way at a time
 
 
 @triton.jit(do_not_specialize=["count"])
-def sum_kernel(parts, out, size, count, BLOCK: tl.constexpr):
+def sum_kernel(parts, out, size, count, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr):
     """Grid: blocks of the `size` numbers of `out`; `parts` has `count` times as many."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     total = tl.zeros((BLOCK,), tl.float32)
-    for i in range(count):
-        total += tl.load(parts + i * tl.cast(size, tl.int64) + at, mask=inside, other=0.0)
+    for first in range(0, count, AT_ONCE):
+        loaded = ()
+        for i in tl.static_range(AT_ONCE):
+            part = parts + (first + i) * tl.cast(size, tl.int64)
+            loaded = loaded + (tl.load(part + at, mask=inside & (first + i < count), other=0.0),)
+        for i in tl.static_range(AT_ONCE):
+            total += loaded[i]
     tl.store(out + at, total, mask=inside)
 
 
@@ -67,6 +74,8 @@ def _last_rows(grad: Tensor, tail: Tail) -> Tensor:
 
 
 def _sum(partial: Tensor, out: Tensor, parts: int) -> Launch:
-    options: dict[str, Any] = {"BLOCK": BLOCK, "num_warps": 4, "num_stages": 2}
-    grid = (triton.cdiv(out.numel(), BLOCK),)
+    block = BLOCK if out.numel() >= MANY else SMALL
+    at_once = min(AT_ONCE, triton.next_power_of_2(parts))
+    options: dict[str, Any] = {"BLOCK": block, "AT_ONCE": at_once, "num_warps": 4, "num_stages": 2}
+    grid = (triton.cdiv(out.numel(), block),)
     return Launch("sum", sum_kernel, grid, (partial, out, out.numel(), parts), options)
