@@ -65,7 +65,7 @@ class Builder(Generic[T]):
         groups = match.unification.result
         for dim in reversed(range(len(groups))):
             if not groups[dim]:
-                result = self.call("select", result, dim, 0)
+                result = self.call("squeeze", result, dim)
             elif len(groups[dim]) > 1:
                 result = self.call("unflatten", result, dim, self._sizes(groups[dim]))
         wanted = [index.axes for index in match.index]
@@ -105,7 +105,11 @@ class Builder(Generic[T]):
     def _spread(self, tensor: T, dim: int, index: Index, size: Size) -> tuple[T, list[Axis]]:
         """A tensor with one dimension for each axis of an index in place of a dimension."""
         if not index.digits:
-            return self.call("select", tensor, dim, index.offset), []
+            # The gradient of a selection is a tensor of zeros that is written to, that of a squeeze a view.
+            one = isinstance(size, int) and size == 1
+            return (
+                self.call("squeeze", tensor, dim) if one else self.call("select", tensor, dim, index.offset)
+            ), []
         if index.covers(size):
             sizes = self._sizes(index.axes)
             return (tensor if len(sizes) == 1 else self.call("unflatten", tensor, dim, sizes)), list(
