@@ -12,6 +12,7 @@ from mhf_compile.matching.match import Match, Unmatched
 from mhf_compile.matching.reasons import NoMatch, Refusal
 from mhf_compile.matching.search import find
 from mhf_compile.rewriting.proof import Proofs
+from mhf_compile.rewriting.recomputing import recompute_copies
 from mhf_compile.rewriting.refusals import check
 from mhf_compile.rewriting.region import Region
 from mhf_compile.rewriting.surgery import Surgeon
@@ -73,6 +74,7 @@ def carry_out(
         for one in planned:
             try:
                 surgeon.replace(one.match, one.region)
+                recompute_copies(one.match, one.region, tape)
                 done.append(one)
             except NoMatch as error:
                 left += _left(one.match, error)
