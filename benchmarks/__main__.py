@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks [layer | analysis | op]`; without a name, all of them."""
+"""The command line: `python -m benchmarks [NAME]`, of one benchmark or of all."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.cpu import analysis, layer, op
+from benchmarks.cpu import analysis, compilation, layer, memory, op
 from benchmarks.settings import Settings, machine
 from mhf_compile.commands.arguments import DTYPES, positive
 from mhf_compile.models import CONFIGS
@@ -23,7 +23,9 @@ class Benchmark:
 
 BENCHMARKS = {
     "layer": Benchmark(layer.run, "370M", 9),
+    "memory": Benchmark(memory.run, "370M", 1),
     "analysis": Benchmark(analysis.run, "1.3B", 3),
+    "compilation": Benchmark(compilation.run, "370M", 1),
     "op": Benchmark(op.run, "370M", 9),
 }
 
@@ -58,8 +60,8 @@ def parser() -> argparse.ArgumentParser:
     }
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure on the CPU: a FlashMHF layer (eager, Inductor, flashmhf), the analysis of a "
-        "whole model, and the operator alone.",
+        description="Measure on the CPU: a FlashMHF layer (eager, Inductor, flashmhf), what it keeps for "
+        "the backward, the analysis and the compilation of a whole model, and the operator alone.",
     )
     parser.add_argument(
         "benchmark", nargs="?", choices=[*BENCHMARKS, "all"], default="all", help="all: default"

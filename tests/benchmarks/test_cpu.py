@@ -29,7 +29,7 @@ import pickle, sys
 import torch
 from mhf_compile.models import CONFIGS, ModelConfig
 CONFIGS.update(dict.fromkeys(CONFIGS, {TINY!r}))
-from benchmarks.cpu import analysis, contest
+from benchmarks.cpu import analysis, compilation, contest
 from benchmarks.__main__ import main
 
 def call(function, *arguments):
@@ -42,7 +42,7 @@ def compile(model, options=None, compile=torch.compile, **given):
     return compile(model, **{{"backend": "aot_eager", **given}}, options=options)
 
 torch.compile = compile
-analysis.in_fresh_process = contest.in_fresh_process = call
+analysis.in_fresh_process = compilation.in_fresh_process = contest.in_fresh_process = call
 main(sys.argv[1:])
 """
 
@@ -58,11 +58,23 @@ LINES = {
         r"(holds|FAILS)  training time, ours over Inductor's .*, required <= 1.1",
         r"(holds|FAILS)  inference time, ours over Inductor's .*, required <= 1.0",
     ],
+    "memory": [
+        r"What a layer keeps: d 16, .*",
+        rf"SwiGLU, eager{NUMBER * 3}",
+        rf"SwiGLU, Inductor{NUMBER * 3}",
+        rf"FlashMHF, flashmhf{NUMBER * 3}",
+        r"  .* MiB  float32 \[32, 16\]",
+    ],
     "analysis": [
         r"Analysis of a FlashMHF language model, layers: 2; .*",
         rf"1 \(2\){NUMBER * 5}",
         rf"2 \(4\){NUMBER * 5}",
         r"(holds|FAILS)  record, find and prove, s: .*, required <= 5",
+    ],
+    "compilation": [
+        r"Compiling a FlashMHF language model, 2 layers: .*",
+        rf"mhf_compile: analysis{NUMBER}",
+        rf"in all{NUMBER}",
     ],
     "op": [
         r"flash_mhf: d 16, .*",
@@ -107,7 +119,7 @@ def test_results_are_written_as_json(done):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["kernel"], "'layer', 'analysis', 'op', 'all'"),
+        (["kernel"], "'layer', 'memory', 'analysis', 'compilation', 'op', 'all'"),
         (["layer", "--config", "7B"], "128M"),
         (["--repeats", "0"], "argument --repeats: must be a whole number of at least 1, not '0'"),
         (["op", "--dtype", "int8"], "float32"),
