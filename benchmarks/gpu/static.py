@@ -73,7 +73,8 @@ class Resources:
         """The limits that do not hold."""
         half = self.key[1] == 2
         # The left operand of a warpgroup's product has 64 rows at least.
-        height = self.tiles.rows if self.key[0] in ("weights", "dk_du", "dv") else self.tiles.tokens
+        of_weights = self.key[0] in ("weights", "dk_du", "dk", "du", "dv")
+        height = self.tiles.rows if of_weights else self.tiles.tokens
         kinds = " ".join(self.matrix)
         limits = {
             f"takes {self.shared} bytes of shared memory": self.shared > SHARED[self.arch],
@@ -109,7 +110,8 @@ def launches(arch: str, *, first: bool = False) -> Iterator[tuple[Key, Tiles, La
     """A launch of each candidate of the tables (`first`: of those in use until one tunes), on meta tensors.
 
     Operands are as the paper's models have them: bfloat16 or float32, contiguous, with R of 11 sub-networks,
-    silu; heads as wide as the row is for. Chunks are those of a dense feed-forward of 4096.
+    silu; heads as wide as the row is for. Chunks are those of a dense feed-forward of 4096, or of heads as
+    wide as can be where programs walk over rows.
     """
     for key, tiles in rows(arch, first=first):
         yield key, tiles, launch_of(key, tiles, arch)
@@ -130,16 +132,16 @@ def launch_of(key: Key, tiles: Tiles, arch: str, router: torch.dtype = torch.flo
     def meta(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
+    columns = columns or _walked(tiles)
     dense = columns == 0
     tokens = 16 if kernel.endswith("decode") else 4096
     heads, subnetworks, width, dim = (1, 1, 14336, 4096) if dense else (8, 11, 256, columns)
     q = meta(1, tokens, heads, dim)
     weight = meta(heads, subnetworks, width, dim)
     r = None if dense else meta(1, tokens, heads, subnetworks, dtype=router)
-    # Few multiprocessors: nothing is split over programs.
-    call = Call(
-        q, weight, weight, weight, r, None, None, "silu", 1.0, 1.0, Target(arch, 1), forced={kernel: tiles}
-    )
+    # With few multiprocessors nothing is split over programs, and there is nothing to join.
+    target = Target(arch, 64 if tiles.joined else 1)
+    call = Call(q, weight, weight, weight, r, None, None, "silu", 1.0, 1.0, target, forced={kernel: tiles})
     wide = meta(heads, tokens, subnetworks * width)
     make: dict[Kernel, Callable[[], list[Launch]]] = {
         "forward": lambda: forward.launches(call, q),
@@ -147,6 +149,8 @@ def launch_of(key: Key, tiles: Tiles, arch: str, router: torch.dtype = torch.flo
         "dq": lambda: backward.launches(call, q, (q, None, None, None, r, None, None)),
         "weights": lambda: backward.launches(call, q, (None, weight, weight, weight, None, None, None)),
         "dk_du": lambda: backward.launches(call, q, (None, weight, weight, None, None, None, None)),
+        "dk": lambda: backward.launches(call, q, (None, weight, None, None, None, None, None)),
+        "du": lambda: backward.launches(call, q, (None, None, weight, None, None, None, None)),
         "dv": lambda: backward.launches(call, q, (None, None, None, weight, None, None, None)),
         "chunk": lambda: [chunked.launch(call, slice(0, tokens), None, (wide, None, None, None))],
         "chunk_decode": lambda: [chunked.launch(call, slice(0, tokens), None, (wide, None, None, None))],
@@ -185,10 +189,15 @@ def needed(key: Key, tiles: Tiles) -> int:
     """Multiplications that an iteration needs; of a chunk kernel, an iteration of each of its loops."""
     kernel, _, columns = key
     products = {
-        "forward": 3, "decode": 3, "dq": 5, "weights": 6, "dk_du": 5, "dv": 3,
+        "forward": 3, "decode": 3, "dq": 5, "weights": 6, "dk_du": 5, "dk": 4, "du": 3, "dv": 3,
         "chunk": 2, "chunk_decode": 2, "chunk_backward": 3
     }[kernel]  # fmt: skip
-    return products * tiles.tokens * tiles.rows * (tiles.columns or columns)
+    return products * tiles.tokens * tiles.rows * (_walked(tiles) or tiles.columns or columns)
+
+
+def _walked(tiles: Tiles) -> int:
+    """The most columns that a kernel of chunks holds where it walks over rows; 0: it does not."""
+    return config.CLASSES[-1] if tiles.columns and tiles.described else 0
 
 
 def issued(ttir: str) -> int:

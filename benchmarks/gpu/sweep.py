@@ -69,10 +69,8 @@ def milliseconds(row: Row) -> str:
 def spelled(row: Row) -> str:
     """The tiles of a row, with what was not recorded as off."""
     tokens, rows, warps, stages, *others = (value or 0 for value in row.fields.values())
-    described, columns, resident, collected = others
-    return tuned.spelled(
-        Tiles(tokens, rows, warps, stages, described, columns, bool(resident), bool(collected))
-    )
+    described, columns, *flags = others
+    return tuned.spelled(Tiles(tokens, rows, warps, stages, described, columns, *map(bool, flags)))
 
 
 def parser() -> argparse.ArgumentParser:

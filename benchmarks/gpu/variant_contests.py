@@ -3,8 +3,9 @@
 A contest is one kernel on one layer, its variants are tiles, with and without the split of its last wave.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,28 +15,39 @@ from benchmarks.formula import formula
 from benchmarks.gpu.errors import results
 from benchmarks.gpu.protocol import FULL
 from benchmarks.gpu.timing import Limits, Task, WallClock, race
-from mhf_compile.kernels.flash_mhf import backward, config, forward, waves
+from mhf_compile.kernels.flash_mhf import backward, chunked, config, forward, waves
 from mhf_compile.kernels.flash_mhf.config import Kernel, Sizes, Target, Tiles
 from mhf_compile.kernels.flash_mhf.launch import Call, Launch
 from mhf_compile.kernels.flash_mhf.tuned import spelled
 
 MADE: dict[Kernel, tuple[int, ...]] = {
-    "forward": (0,), "dq": (1, 5), "weights": (2, 3, 4), "dk_du": (2, 3), "dv": (4,),
+    "forward": (0,), "decode": (0,), "dq": (1, 5),
+    "weights": (2, 3, 4), "dk_du": (2, 3), "dk": (2,), "du": (3,), "dv": (4,),
+    "chunk_backward": (1, 2, 3, 4, 5),
 }  # fmt: skip
 """What each kernel makes, of the output and the gradients of q, k, u, v and r."""
 
-SPLIT: tuple[Kernel, ...] = ("weights", "dk_du", "dv")
+SPLIT: tuple[Kernel, ...] = ("weights", "dk_du", "dk", "du", "dv")
 """The kernels whose last wave may be split."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run a kernel. `split`: the tiles that are left for its last wave may be split."""
+    """One way to run a kernel.
+
+    Attributes:
+        tiles: of the kernel.
+        split: whether the tiles that are left for its last wave may be split.
+        on_chip: instead of a backward by chunks, one that keeps everything on the chip, with its own tiles.
+    """
 
     tiles: Tiles
     split: bool
+    on_chip: bool = False
 
     def __str__(self) -> str:
+        if self.on_chip:
+            return "on the chip"
         return f"{spelled(self.tiles)}{'' if self.split else ', whole'}"
 
 
@@ -58,18 +70,22 @@ class Contest:
 
 
 def plan(target: Target, tokens: Sequence[int]) -> list[Contest]:
-    """The contests on a device: those with a wave to split, those of 96 columns, then the others.
+    """The contests on a device: with a wave to split, few tokens or chunks, 96 columns, then the others.
 
-    The others are at the first number of tokens: tiles are never chosen by it.
+    All but those with a wave to split, and of few tokens, are at the first number of tokens: tiles are never
+    chosen by it.
     """
     found = [contest for count in tokens for contest in _contests(target, count)]
 
     def order(contest: Contest) -> int:
         if contest.splits:
             return 0
-        return 1 if contest.sizes.head_dim == 96 else 2
+        if contest.kernel in ("decode", "chunk_backward"):
+            return 1
+        return 2 if contest.sizes.head_dim == 96 else 3
 
-    held = (contest for contest in found if contest.splits or contest.sizes.tokens == tokens[0])
+    first = (contest for contest in found if contest.sizes.tokens == tokens[0])
+    held = dict.fromkeys([*first, *(x for x in found if x.splits or x.kernel == "decode")])
     return sorted(held, key=order)
 
 
@@ -79,10 +95,12 @@ def _contests(target: Target, tokens: int) -> Iterator[Contest]:
         sizes = Sizes(
             tokens, heads, heads, model.subnetworks, model.subnetwork_width, dim, dim, True, torch.bfloat16
         )
-        backwards: tuple[Kernel, ...] = ()
-        if config.backward_chunk(sizes, None) is None:
+        backwards: tuple[Kernel, ...] = ("chunk_backward",)
+        if config.backward_chunk(sizes, None, target.arch) is None:
             backwards = ("dq", *config.weight_kernels(sizes, target.arch))
-        for kernel in ("forward", *backwards):
+        if tokens <= config.FEW:
+            backwards = ()
+        for kernel in (config.forward_kernel(sizes), *backwards):
             variants = tuple(_variants(kernel, sizes, target))
             if len(variants) > 1:
                 yield Contest(size, kernel, sizes, variants)
@@ -91,29 +109,31 @@ def _contests(target: Target, tokens: int) -> Iterator[Contest]:
 def _variants(kernel: Kernel, sizes: Sizes, target: Target) -> Iterator[Variant]:
     """What no sweep says of the candidates of the table, against the first of them.
 
-    With a wave to split, another candidate may be the fastest. Those with two descriptors go through pointers
-    as well.
+    With a wave to split, another candidate may be the fastest. Those with two descriptors, and of chunks with
+    any, go through pointers as well, and those that are joined are also tried in two launches.
     """
     row = config.table(target.arch)[config.key(kernel, sizes)]
-    two = [tiles for tiles in row if tiles.described > 1]
-    pointers = [tiles._replace(described=0) for tiles in two]
-    for tiles in dict.fromkeys([*(row if kernel in SPLIT else row[:1]), *two, *pointers]):
+    few = 0 if kernel == "chunk_backward" else 1
+    new = [tiles for tiles in row if tiles.described > few or tiles.joined]
+    old = [x._replace(joined=False) if x.joined else x._replace(described=0) for x in new]
+    for tiles in dict.fromkeys([*(row if kernel in SPLIT else row[:1]), *new, *old]):
         yield Variant(tiles, split=True)
         if kernel in SPLIT and waves.tail(kernel, sizes, tiles, target) is not None:
             yield Variant(tiles, split=False)
+    if kernel == "chunk_backward" and config.backward_chunk(sizes, 0, target.arch) is None:
+        yield Variant(row[0], split=True, on_chip=True)
 
 
 @dataclass
 class Prepared:
-    """Launches of a variant, and what they make."""
+    """A variant, and what it makes."""
 
-    launches: list[Launch]
+    work: Callable[[], None]
     made: list[Tensor]
 
     def run(self, _: object = None) -> None:
-        """Launch them."""
-        for launch in self.launches:
-            launch.run()
+        """Do the work."""
+        self.work()
 
 
 def operands(sizes: Sizes, device: str) -> tuple[list[Tensor], Tensor]:
@@ -134,16 +154,33 @@ def operands(sizes: Sizes, device: str) -> tuple[list[Tensor], Tensor]:
 def prepared(
     contest: Contest, variant: Variant, xs: Sequence[Tensor], grad: Tensor, target: Target
 ) -> Prepared:
-    """The launches of one variant, whose results are NaN until they ran."""
+    """One variant, whose results are NaN until it ran; of chunks, a whole backward."""
     q, k, u, v, r = xs
     forced: Mapping[Kernel, Tiles] = {contest.kernel: variant.tiles}
     call = Call(q, k, u, v, r, None, None, "silu", 1.0, 1.0, target, forced=forced, split=variant.split)
     shapes = [grad, *xs]
     room = {place: torch.full_like(shapes[place], torch.nan) for place in MADE[contest.kernel]}
-    if contest.kernel == "forward":
-        return Prepared(forward.launches(call, room[0]), [room[0]])
-    grads = [room.get(place) for place in range(1, 6)]
-    return Prepared(backward.launches(call, grad, [*grads, None, None]), list(room.values()))
+    made = list(room.values())
+    grads = [*(room.get(place) for place in range(1, 6)), None, None]
+    if contest.kernel == "chunk_backward" and not variant.on_chip:
+        return Prepared(partial(_by_chunks, call, grad, grads), made)
+    if contest.kernel in ("forward", "decode"):
+        return Prepared(partial(_launch, forward.launches(call, made[0])), made)
+    return Prepared(partial(_launch, backward.launches(call, grad, grads)), made)
+
+
+def _launch(launches: Sequence[Launch]) -> None:
+    for launch in launches:
+        launch.run()
+
+
+def _by_chunks(call: Call, grad: Tensor, grads: Sequence[Tensor | None]) -> None:
+    """The whole backward, in the workspace that it gets where heads are too wide."""
+    for x in grads:
+        if x is not None:
+            x.zero_()
+    chunk = config.backward_chunk(call.sizes, None, call.target.arch)
+    chunked.backward(call, grad, grads, chunk or call.sizes.tokens)
 
 
 def check(contest: Contest, number: int, device: str, target: Target) -> dict[str, Any]:
@@ -186,8 +223,14 @@ def time(
 ) -> dict[str, Any]:
     """The times of some variants, by number, in turns; and of each over that of the first."""
     xs, grad = operands(contest.sizes, device)
-    tasks = {
-        str(number): Task(prepared(contest, contest.variants[number], xs, grad, target).run)
-        for number in numbers
-    }
+    tasks = {}
+    for number in numbers:
+        run = prepared(contest, contest.variants[number], xs, grad, target).run
+        tasks[str(number)] = Task(_captured(run, clock) if contest.kernel == "decode" else run)
     return asdict(race(tasks, clock, limits, str(numbers[0])))
+
+
+def _captured(run: Callable[[], None], clock: WallClock) -> Callable[[object], object]:
+    """As a CUDA graph: to launch a call of few tokens takes longer than it does."""
+    replay = clock.captured(run)
+    return lambda _: replay()

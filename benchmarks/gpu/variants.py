@@ -1,9 +1,10 @@
 """`python -m benchmarks.gpu.variants`: variants of the kernels, checked and timed on one GPU.
 
-They are the split of the last wave on and off, and heads of 96 columns through descriptors and through
-pointers. Each is first checked against float64 in a process of its own, with a time limit: one that hangs or
-crashes is a result. Those of a kernel that are right are then timed in one process, in turns. What was found
-is in the JSON after each kernel. When the time is up nothing new is started; what was left out is there too.
+They are the split of the last wave on and off, heads of 96 columns through descriptors and through pointers,
+few tokens in one launch and in two, and chunks by programs that walk over rows. Each is first checked against
+float64 in a process of its own, with a time limit: one that hangs or crashes is a result. Those of a kernel
+that are right are then timed in one process, in turns. What was found is in the JSON after each kernel. When
+the time is up nothing new is started; what was left out is there too.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from benchmarks.results import number_table
 from mhf_compile.commands.child import Child, Died, Silent
 from mhf_compile.kernels.flash_mhf.launch import target_of
 
-TOKENS = (16384, 4096)
+TOKENS = (16384, 4096, 1)
 AT_ONCE = 4  # processes that check; one that measures time is alone
 CHECK_SECONDS, RACE_SECONDS = 60.0, 120.0  # limits of a process; to start torch takes 5 to 10
 

@@ -97,24 +97,12 @@ def compile_all(launches: Iterator[tuple[int, Launch]], target: Target, tally: T
 
 def tiles_of(launch: Launch) -> str:
     """The tiles of a launch, for people."""
-    from mhf_compile.kernels.flash_mhf.config import Tiles
     from mhf_compile.kernels.flash_mhf.tuned import spelled
 
     given = launch.options
-    if launch.name == "sum":
+    if launch.tiles is None:
         return f"{given['BLOCK']} w{given['num_warps']} s{given['num_stages']}"
-    return spelled(
-        Tiles(
-            given["BLOCK_N"],
-            given["BLOCK_F"],
-            given["num_warps"],
-            given["num_stages"],
-            max(len(given["D"]), len(given["O"])) if given.get("DESCRIBED") else 0,
-            given.get("BLOCK_D", 0),
-            given.get("RESIDENT", False),
-            bool(given.get("COLLECTED", 0)),
-        )
-    )
+    return spelled(launch.tiles)
 
 
 def launches_of(

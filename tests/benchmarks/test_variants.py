@@ -123,14 +123,18 @@ def test_without_a_gpu_one_line_and_status_2(monkeypatch, capsys):
 
 
 def test_the_plan_for_an_h100():
-    planned = plan(H100, (16384,))
+    planned = plan(H100, (16384, 1))
     by_name = {(x.size, x.kernel): [str(variant) for variant in x.variants] for x in planned}
     assert {"64x64 w4 s2 tma", "64x64 w4 s2 tma, whole"} <= set(by_name["370M", "dk_du"])
     assert {"128x64 w4 s3 tma", "128x64 w4 s3 tma, whole"} <= set(by_name["370M", "dv"])
     assert {"128x64 w8 s3 tma x2", "128x64 w8 s3"} <= set(by_name["128M", "forward"])
     assert {"128x64 w8 s3 tma x2 col", "128x64 w8 s3 col"} <= set(by_name["128M", "dq"])
     assert {"32x64 w4 s3 tma x2", "32x64 w4 s3"} <= set(by_name["128M", "weights"])
-    assert {x.kernel for x in planned if x.sizes.head_dim != 96} == {"weights", "dk_du", "dv"}
+    assert {"16x64 w4 s3", "16x64 w4 s3 joined", "16x32 w4 s4"} <= set(by_name["1.3B", "decode"])
+    assert {"64x32x64 w4 s2 tma", "64x32x64 w4 s2", "on the chip"} <= set(by_name["d256", "chunk_backward"])
+    assert {x.kernel for x in planned if x.sizes.head_dim != 96} == {
+        "weights", "dk_du", "dv", "decode", "chunk_backward"
+    }  # fmt: skip
     assert all(len(set(names)) == len(names) > 1 for names in by_name.values())
     assert [any(", whole" in name for name in by_name[x.size, x.kernel]) for x in planned[:2]] == [True] * 2
     for x in planned:
@@ -139,8 +143,10 @@ def test_the_plan_for_an_h100():
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_100", "gfx942"])
 def test_there_is_a_plan_for_others(arch):
-    planned = plan(Target(arch, 100), (16384, 4096))
-    assert planned and all(x.splits or x.sizes.tokens == 16384 for x in planned)
+    planned = plan(Target(arch, 100), (16384, 4096, 1))
+    assert planned and all(
+        x.splits or x.sizes.tokens == (1 if x.kernel == "decode" else 16384) for x in planned
+    )
 
 
 @pytest.mark.skipif(INTERPRETED, reason="is the interpreter")
@@ -162,10 +168,20 @@ def test_in_the_interpreter():
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
-@pytest.mark.parametrize("kernel", ["forward", "dq", "weights"])
+@pytest.mark.parametrize("kernel", ["forward", "dq", "weights", "decode", "chunk_backward"])
 def test_a_variant_is_checked_and_timed(kernel):
-    target, tiny = Target("sm_90", 5), replace(contest(count=2), kernel=kernel)
+    target, tiny = Target("sm_90", 64), replace(contest(count=2), kernel=kernel)
+    if kernel == "decode":
+        joined = Variant(Tiles(16, 16, 4, 1, joined=True), True)
+        tiny = replace(tiny, variants=(tiny.variants[0], joined))
+    if kernel == "chunk_backward":
+        walking = Variant(Tiles(16, 16, 4, 1, described=1, columns=16), True)
+        pointers = Variant(walking.tiles._replace(described=0), True)
+        on_chip = Variant(walking.tiles, True, on_chip=True)
+        tiny = replace(tiny, sizes=tiny.sizes._replace(width=32), variants=(pointers, on_chip, walking))
     found = variant_contests.check(tiny, 1, "cpu", target)
+    assert 0 <= found["over_allowed"] <= 1 and found["bit_equal"]
+    found = variant_contests.check(tiny, len(tiny.variants) - 1, "cpu", target)
     assert 0 <= found["over_allowed"] <= 1 and found["bit_equal"]
     timed = variant_contests.time(tiny, [0, 1], "cpu", target, WallClock(), Limits(repeats=2, least=1))
     assert set(timed["timings"]) == set(timed["over"]) == {"0", "1"} and json.dumps(timed)

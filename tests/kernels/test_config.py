@@ -43,7 +43,7 @@ def test_every_size_has_a_kernel_for_each_pass(arch, dtype):
                 x = sizes(head_dim, out_dim, dtype=dtype, tokens=tokens)
                 on_chip = config.forward_chunk(x, None) is None
                 kernels = [config.forward_kernel(x) if on_chip else config.chunk_kernel(tokens, False)]
-                if config.backward_chunk(x, None) is None:
+                if config.backward_chunk(x, None, arch) is None:
                     kernels += ["dq", *config.weight_kernels(x, arch)]
                 else:
                     kernels.append("chunk_backward")
@@ -64,6 +64,7 @@ def test_tables_are_sound(family):
             assert tiles.described == 0 or (tiles.described in (1, 2) and family in ("sm_90", "sm_100"))
             assert not tiles.resident or kernel in ("forward", "decode", "dq")
             assert not tiles.collected or kernel == "dq"
+            assert not tiles.joined or kernel == "decode"
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_9", "gfx1100", "cpu", ""])
@@ -85,20 +86,22 @@ def test_a_workspace_is_used_in_backward_where_it_is_enough():
     per_token = 3 * 8 * 11 * 256 * 2
     for head_dim in (64, 96, 128):
         x = sizes(head_dim)
-        assert config.backward_chunk(x, None) is None
-        assert config.backward_chunk(x, 2048 * per_token - 1) is None
-        assert config.backward_chunk(x, 2048 * per_token) == 2048
-        assert config.backward_chunk(x, 10**12) == x.tokens
-    assert config.backward_chunk(sizes(gated=False), 2048 * per_token * 2 // 3) == 2048
-    assert config.backward_chunk(sizes(tokens=100), 100 * per_token) == 100
+        assert config.backward_chunk(x, None, "sm_80") is None
+        assert config.backward_chunk(x, 2048 * per_token - 1, "sm_80") is None
+        assert config.backward_chunk(x, 2048 * per_token, "sm_80") == 2048
+        assert config.backward_chunk(x, 10**12, "sm_80") == x.tokens
+    assert config.backward_chunk(sizes(gated=False), 2048 * per_token * 2 // 3, "sm_80") == 2048
+    assert config.backward_chunk(sizes(tokens=100), 100 * per_token, "sm_80") == 100
 
 
 def test_heads_too_wide_for_the_chip_take_a_workspace_unasked():
     x = sizes(256)
     per_token = 3 * x.wide_bytes
-    assert config.backward_chunk(x, None) == config.WORKSPACE // per_token // 128 * 128
-    assert config.backward_chunk(x, 0) == config.LEAST_CHUNK
-    assert config.backward_chunk(sizes(256, tokens=10), 0) == 10
+    assert config.backward_chunk(x, None, "sm_80") == config.WORKSPACE // per_token // 128 * 128
+    assert config.backward_chunk(x, 0, "sm_80") == config.LEAST_CHUNK
+    assert config.backward_chunk(sizes(256, tokens=10), 0, "sm_80") == 10
+    assert config.backward_chunk(sizes(256), 0, "sm_90") is None
+    assert config.backward_chunk(sizes(256), 1, "sm_90") == config.LEAST_CHUNK
 
 
 @given(st.integers(1, 2000), st.integers(1, 200), st.sampled_from([4, 8]), st.integers(1, 300))

@@ -17,10 +17,11 @@ import torch
 import triton
 import triton.language as tl
 
-from mhf_compile.kernels.flash_mhf import config, waves
-from mhf_compile.kernels.flash_mhf.config import Target
+from mhf_compile.kernels.flash_mhf import config, forward, waves
+from mhf_compile.kernels.flash_mhf.config import Target, Tiles
 from mhf_compile.kernels.flash_mhf.elementwise import slope
-from mhf_compile.kernels.flash_mhf.launch import Launch
+from mhf_compile.kernels.flash_mhf.launch import Call, Launch, target_of
+from mhf_compile.kernels.flash_mhf.walk import walk_kernel
 
 from .battery import CASES, EMPTY, SLOPES, Case, check, check_each_gradient_alone, check_slope, formula
 
@@ -56,21 +57,21 @@ def ways(cases, others=OTHERS):
 # Each width of a head with some width of a sub-network, and every number of sub-networks; ragged tokens.
 MATRIX = {
     "d 16, e 341": Case(length=83, head_dim=16, out_dim=16, width=341, subnetworks=1),
-    "d 20, e 256": Case(length=65, heads=4, head_dim=20, out_dim=20, width=256, biases=True),
+    "d 20, e 256": Case(length=65, heads=4, head_dim=20, out_dim=20, width=256, subnetworks=1, biases=True),
     "d 64, e 28": Case(batch=1, length=129, head_dim=64, out_dim=64, width=28, subnetworks=11),
-    "d 96, e 16": Case(
-        length=37, heads=4, head_dim=96, out_dim=96, width=16, subnetworks=11, layout="expanded"
-    ),
+    "d 96, e 16": Case(length=37, head_dim=96, out_dim=96, width=16, subnetworks=11, layout="expanded"),
     "d 100, e 28": Case(length=33, head_dim=100, out_dim=100, width=28, layout="reversed axes", biases=True),
     "d 128, e 256": Case(batch=1, length=70, heads=2, kv_heads=1, head_dim=128, out_dim=128, width=256),
     "d 128, e 16": Case(length=129, heads=2, head_dim=128, out_dim=128, width=16, subnetworks=11),
     "d 256, e 28": Case(length=67, heads=2, kv_heads=1, head_dim=256, out_dim=256, width=28),
     "d 256, e 341": Case(batch=1, length=5, heads=1, kv_heads=1, head_dim=256, out_dim=256, width=341),
     "d 300": Case(batch=1, length=300, heads=2, kv_heads=1, head_dim=300, out_dim=20, width=28, biases=True),
-    "several chunks": Case(length=300, heads=4, kv_heads=2, head_dim=20, out_dim=24, width=28, biases=True),
-    "one token": Case(batch=1, length=1, head_dim=128, out_dim=128, width=256, subnetworks=11),
+    "several chunks": Case(
+        batch=1, length=260, heads=4, kv_heads=2, head_dim=20, out_dim=24, width=28, biases=True
+    ),
+    "one token": Case(batch=1, length=1, head_dim=128, out_dim=128, width=256),
     "ungated": Case(
-        length=70, heads=2, head_dim=96, subnetworks=3, width=200, out_dim=80, gated=False, activation="gelu"
+        length=70, heads=2, head_dim=96, subnetworks=2, width=72, out_dim=80, gated=False, activation="gelu"
     ),
 }
 
@@ -191,8 +192,96 @@ def test_two_descriptors_of_an_operand(case, device, monkeypatch):
     assert device == "cuda" or described == {True}
 
 
+ALONE = {
+    "grouped": Case(length=35, kv_heads=1, head_dim=256, out_dim=256, subnetworks=2, width=33, biases=True),
+    "narrow values": Case(batch=1, length=20, head_dim=256, out_dim=40, width=64, scale=1.3, router=False),
+    "ungated": Case(batch=1, length=20, head_dim=200, out_dim=256, width=28, gated=False, activation="gelu"),
+}
+
+
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan], ids=str)
+@pytest.mark.parametrize(
+    ("case", "adding"), [*((case, 0) for case in ALONE.values()), (ALONE["grouped"], waves.ADDING)]
+)
+def test_each_gradient_of_wide_heads_has_a_kernel_where_there_is_no_workspace(
+    case, adding, device, monkeypatch
+):
+    monkeypatch.setattr(waves, "ADDING", adding)
+    names = set()
+    run = Launch.run
+
+    def watched(launch):
+        names.add(launch.name)
+        run(launch)
+
+    monkeypatch.setattr(Launch, "run", watched)
+    target = Target("sm_90", 5) if device == "cpu" else None
+    check(implementation(target=target, workspace=0), case, torch.bfloat16, device)
+    if device == "cpu":
+        assert {"dq", "dk", "dv"} | ({"du"} if case.gated else set()) <= names
+        assert not any(name.startswith("chunk") for name in names)
+
+
+WALKED = {
+    "d 128": Case(length=35, kv_heads=1, head_dim=128, out_dim=128, subnetworks=3, width=64, biases=True),
+    "d 256, o 16": Case(batch=1, length=70, head_dim=256, width=128, gate_scale=0.7, scale=1.3, router=False),
+    "ungated": Case(length=300, head_dim=24, out_dim=24, width=64, gated=False, activation="gelu"),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", WALKED.values(), ids=WALKED)
+def test_chunks_by_programs_that_walk_over_rows(case, device, monkeypatch):
+    row = ("chunk_backward", 2, 0)
+    monkeypatch.setitem(config.HOPPER, row, [x for x in config.HOPPER[row] if x.described])
+    kernels = set()
+    run = Launch.run
+
+    def watched(launch):
+        kernels.add(launch.kernel)
+        run(launch)
+
+    monkeypatch.setattr(Launch, "run", watched)
+    target = Target("sm_90", 8) if device == "cpu" else None
+    check(implementation(target=target, workspace=2**20), case, torch.bfloat16, device)
+    assert device == "cuda" or walk_kernel in kernels
+
+
+FEW = {
+    "one token": Case(batch=1, length=1, subnetworks=3, width=70),
+    "blocks of tokens": Case(length=20, kv_heads=1, head_dim=96, out_dim=80, width=20, biases=True),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", FEW.values(), ids=FEW)
+def test_the_last_program_adds_what_another_launch_would(case, dtype, device):
+    """Bit by bit, whichever program is the last; the counters' place is their own for each block and head."""
+    target = target_of(torch.device("cuda")) if device == "cuda" else Target("sm_90", 8)
+    operands = case.operands(dtype, device)
+    results = []
+    for joined in (False, True):
+        forced = {"decode": Tiles(16, 16, 4, 2, joined=joined)}
+        call = Call(*operands, *case.constants, target, forced=forced)
+        out = operands[0].new_full((*operands[0].shape[:3], case.out_dim), torch.nan)
+        launches = forward.launches(call, out)
+        assert [launch.name for launch in launches] == (["decode"] if joined else ["decode", "sum"])
+        for _ in range(1 + joined):  # it leaves the counters as they were
+            out.fill_(torch.nan)
+            for launch in launches:
+                launch.run()
+            results.append(out.clone())
+    assert results[0].isfinite().all()
+    assert all(torch.equal(results[0], out) for out in results[1:])
+
+
+INFINITE = [("descriptors", value) for value in (torch.inf, -torch.inf, torch.nan)]
+INFINITE += [("chunks", torch.inf), ("parts", -torch.inf), ("pointers", torch.nan)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("kernels", "value"), INFINITE, indirect=["kernels"])
 @pytest.mark.parametrize("case", [CASES["odd sizes"], replace(CASES["odd sizes"], activation="relu")])
 def test_what_is_not_finite_stays_in_its_token(kernels, case, value, device):
     operands = case.operands(torch.float32, device)

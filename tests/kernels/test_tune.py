@@ -82,7 +82,7 @@ def test_problems_reach_the_row_that_they_are_for(arch, dtype):
             assert config.chunk_kernel(sizes.tokens, backward=False) == kernel
             assert sizes.head_dim == 8 * 64 and sizes.width == 11 * 256
         elif kernel == "chunk_backward":
-            assert config.backward_chunk(sizes, 2**40) == sizes.tokens
+            assert config.backward_chunk(sizes, 2**40, arch) == sizes.tokens
         else:
             assert kernel in ("dq", *config.weight_kernels(sizes, arch))
 

@@ -2,8 +2,9 @@
 
 Each recomputes gate and up. In one launch dK, dU, dV and the biases take 6 products of a score and dQ 5,
 where 8 are the least; three float32 accumulators and the operands do not fit into the registers at D = 128,
-where dV gets a launch of its own, 13 products in all. The kernel of the weights computes transposed values,
-rows of a sub-network first, which come out of one product as the left operand of the next.
+where dV gets a launch of its own, 13 products in all; at D = 256 each gradient has one, 15 in all. The kernel
+of the weights computes transposed values, rows of a sub-network first, which come out of one product as the
+left operand of the next.
 """
 
 from collections.abc import Sequence
@@ -305,7 +306,7 @@ def backward(
     """The operator `mhf::flash_mhf_backward`; see `mhf_compile.kernels.ops`."""
     operands = (q, k, u, v, r, gate_bias, up_bias)
     call = Call(*operands, activation, gate_scale, scale, target or target_of(q.device))
-    chunk = config.backward_chunk(call.sizes, workspace)
+    chunk = config.backward_chunk(call.sizes, workspace, call.target.arch)
     # Without tokens no kernel runs, and the gradients of the weights are zero.
     on_chip = call.sizes.tokens > 0 and chunk is None
     allocate = torch.empty_like if on_chip else torch.zeros_like
@@ -328,6 +329,8 @@ def launches(call: Call, grad: Tensor, grads: Sequence[Tensor | None]) -> list[L
     wanted: dict[Kernel, tuple[Tensor | None, ...]] = {
         "weights": (dk, du, dv, d_gate_bias, d_up_bias),
         "dk_du": (dk, du, None, d_gate_bias, d_up_bias),
+        "dk": (dk, None, None, d_gate_bias, None),
+        "du": (None, du, None, None, d_up_bias),
         "dv": (None, None, dv, None, None),
     }
     names = [

@@ -5,15 +5,18 @@ A kernel makes them, the library's products of two matrices use them. See `confi
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mhf_compile.kernels.flash_mhf import config
 from mhf_compile.kernels.flash_mhf.chunk import chunk_kernel
-from mhf_compile.kernels.flash_mhf.config import Sizes
+from mhf_compile.kernels.flash_mhf.config import Sizes, Tiles
 from mhf_compile.kernels.flash_mhf.launch import Call, Launch
+from mhf_compile.kernels.flash_mhf.walk import walk_kernel
 
 
 def forward(call: Call, out: Tensor, chunk: int) -> None:
@@ -48,7 +51,7 @@ def backward(call: Call, grad: Tensor, grads: Sequence[Tensor | None], chunk: in
             u is not None and any(x is not None for x in (dq, du, d_up_bias)),
         )
         wide = [_wide(call, here) if x else None for x in wanted]
-        dr_parts = None if dr is None else _router_parts(call, here)
+        dr_parts = None if dr is None else router_parts(call, here, grad)
         launch(call, here, grad, [*wide, dr_parts]).run()
         if dr is not None and dr_parts is not None:
             dr.flatten(0, 1)[here] = dr_parts.sum(-1)
@@ -78,11 +81,36 @@ def launch(call: Call, here: slice, grad: Tensor | None, outputs: Sequence[Tenso
     sizes, chunk = call.sizes, here.stop - here.start
     name = config.chunk_kernel(chunk, grad is not None)
     tiles = call.tiles(name)
-    row_blocks = sizes.subnetworks * triton.cdiv(sizes.width, tiles.rows)
-    grid = (triton.cdiv(chunk, tiles.tokens) * row_blocks, sizes.heads)
-    return call.launch(
-        name, chunk_kernel, grid, [grad], [], [here.start, chunk], tiles, contiguous=outputs, tokens=chunk
+    token_blocks = triton.cdiv(chunk, tiles.tokens)
+    extra: list[int | None] = [here.start, chunk]
+    made: Sequence[Any] = outputs
+    if grad is not None and walks(call, grad):
+        parts = config.parts(token_blocks * sizes.heads, sizes.subnetworks, tiles, call.target.processors)
+        grid: tuple[int, ...] = (token_blocks, sizes.heads, parts)
+        kernel, extra = walk_kernel, [*extra, triton.cdiv(sizes.subnetworks, parts)]
+        *wide, dr = outputs
+        made = [*(None if x is None else _describe(x, tiles) for x in wide), dr]
+    else:
+        tiles = tiles._replace(described=0)
+        kernel = chunk_kernel
+        row_blocks = sizes.subnetworks * triton.cdiv(sizes.width, tiles.rows)
+        grid = (token_blocks * row_blocks, sizes.heads)
+    return call.launch(name, kernel, grid, [grad], [], extra, tiles, contiguous=made, tokens=chunk)
+
+
+def walks(call: Call, grad: Tensor) -> bool:
+    """Whether the programs of a backward walk over rows: they hold a head, and blocks come and go whole."""
+    sizes, tiles = call.sizes, call.tiles("chunk_backward")
+    return (
+        sizes.held is not None
+        and sizes.width % tiles.rows == 0
+        and call.describable("chunk_backward", [grad], tiles.described)
     )
+
+
+def _describe(wide: Tensor, tiles: Tiles) -> TensorDescriptor:
+    """A result [H, tokens, E * F] by blocks."""
+    return TensorDescriptor(wide, list(wide.shape), list(wide.stride()), [1, tiles.tokens, tiles.rows])
 
 
 def _chunks(sizes: Sizes, chunk: int) -> Iterator[slice]:
@@ -95,10 +123,10 @@ def _wide(call: Call, here: slice) -> Tensor:
     return call.q.new_empty(sizes.heads, here.stop - here.start, sizes.subnetworks * sizes.width)
 
 
-def _router_parts(call: Call, here: slice) -> Tensor:
-    """Room for the parts of dR that the programs of a chunk make, [tokens, H, E, blocks of rows]."""
+def router_parts(call: Call, here: slice, grad: Tensor) -> Tensor:
+    """Room for the parts of dR that the programs of a chunk make, [tokens, H, E, parts of the rows]."""
     sizes = call.sizes
-    row_blocks = triton.cdiv(sizes.width, call.tiles("chunk_backward").rows)
+    row_blocks = 1 if walks(call, grad) else triton.cdiv(sizes.width, call.tiles("chunk_backward").rows)
     shape = here.stop - here.start, sizes.heads, sizes.subnetworks, row_blocks
     return call.q.new_empty(shape, dtype=torch.float32)
 

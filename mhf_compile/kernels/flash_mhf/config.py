@@ -117,9 +117,10 @@ def fitting(kernel: Kernel, tokens: int, candidates: Sequence[Tiles]) -> tuple[T
 
 
 def weight_kernels(sizes: Sizes, arch: str) -> tuple[Kernel, ...]:
-    """The kernels that make the gradients of the weights: one if its accumulators fit into the registers."""
-    together = key("weights", sizes) in table(arch)
-    return ("weights",) if together else ("dk_du", "dv")
+    """The kernels that make the gradients of the weights, as few as there can be; none: by chunks only."""
+    ways: tuple[tuple[Kernel, ...], ...] = (("weights",), ("dk_du", "dv"), ("dk", "du", "dv"))
+    fitting = (way for way in ways if all(key(kernel, sizes) in table(arch) for kernel in way))
+    return next(fitting, ())
 
 
 def forward_chunk(sizes: Sizes, workspace: int | None) -> int | None:
@@ -130,16 +131,17 @@ def forward_chunk(sizes: Sizes, workspace: int | None) -> int | None:
     return None if sizes.held else _chunk(sizes, sizes.wide_bytes, workspace)
 
 
-def backward_chunk(sizes: Sizes, workspace: int | None) -> int | None:
+def backward_chunk(sizes: Sizes, workspace: int | None, arch: str) -> int | None:
     """Tokens whose hidden values and gradients go to memory at a time in backward; None: on the chip.
 
     Heads of up to 128 columns stay there, unless `workspace` bytes are enough for the faster way: three
     units of work in a kernel and five in the library's products, where the kernels on the chip need 11 or 13.
+    Wider heads, for which they need 15, stay there where there are kernels and the call may use nothing.
     """
     per_token = sizes.wide_bytes * (3 if sizes.gated else 2)
-    if sizes.held is not None and sizes.held <= 128:
+    if key("dq", sizes) in table(arch) and sizes.held is not None:
         enough = min(sizes.tokens, WORTHWHILE) * per_token
-        if workspace is None or workspace < enough:
+        if workspace == 0 or (sizes.held <= 128 and (workspace is None or workspace < enough)):
             return None
     return _chunk(sizes, per_token, workspace)
 

@@ -7,6 +7,7 @@ elementwise arithmetic are in float32; hidden is rounded to the operands' dtype 
 with v.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,8 +18,10 @@ from mhf_compile.kernels.flash_mhf.elementwise import activate
 from mhf_compile.kernels.flash_mhf.launch import Call, Launch, target_of
 from mhf_compile.kernels.flash_mhf.parts import in_parts
 from mhf_compile.kernels.flash_mhf.tiles import (
+    add_parts,
     add_product,
     in_registers,
+    is_last,
     load_bias,
     load_router,
     load_tokens,
@@ -32,7 +35,7 @@ from mhf_compile.kernels.flash_mhf.tiles import (
 
 @triton.jit(do_not_specialize=["tokens", "length", "part_blocks"])
 def forward_kernel(
-    q, k, u, v, r, gate_bias, up_bias, out, k_beside, u_beside, v_beside,
+    q, k, u, v, r, gate_bias, up_bias, out, partial, counters, k_beside, u_beside, v_beside,
     q_strides, k_strides, u_strides, v_strides, r_strides, gate_bias_strides, up_bias_strides, out_strides,
     gate_scale, scale, tokens, length, group, subnetworks, width, part_stride, part_blocks,
     HEAD_DIM: tl.constexpr, OUT_DIM: tl.constexpr, D: tl.constexpr, O: tl.constexpr,
@@ -40,7 +43,11 @@ def forward_kernel(
     BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, EVEN_N: tl.constexpr, EVEN_F: tl.constexpr,
     DESCRIBED: tl.constexpr, RESIDENT: tl.constexpr, FAST: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Grid: blocks of tokens, heads, parts of the rows. Descriptors, where DESCRIBED: k, u and v."""
+    """Grid: blocks of tokens, heads, parts of the rows. Descriptors, where DESCRIBED: k, u and v.
+
+    With `counters`, of zeros, a program leaves its sums in its part of `partial`, and the last one of a block
+    and head adds them all to `out`; without, `out` is the first of the parts.
+    """
     first_n = tl.program_id(0) * BLOCK_N
     n = first_n + tl.arange(0, BLOCK_N)
     in_n = n < tokens
@@ -101,8 +108,16 @@ def forward_kernel(
 
     if RESIDENT and FAST and u is not None:
         scale *= 2
-    rows = token_rows(n, length, h, out_strides) + tl.program_id(2).to(tl.int64) * part_stride
-    store_tiles(out, rows, in_n, totals, scale, O, OUT_DIM)
+    rows = token_rows(n, length, h, out_strides)
+    shift = tl.program_id(2).to(tl.int64) * part_stride
+    if counters is None:
+        store_tiles(out, rows + shift, in_n, totals, scale, O, OUT_DIM)
+    else:
+        store_tiles(partial, rows + shift, in_n, totals, scale, O, OUT_DIM)
+        parts = tl.num_programs(2)
+        if is_last(counters, h * tl.num_programs(0) + tl.program_id(0), parts):
+            totals = add_parts(partial, part_stride, parts, rows, in_n, BLOCK_N, O, OUT_DIM, 4)
+            store_tiles(out, rows, in_n, totals, 1.0, O, OUT_DIM)
 
 
 def forward(
@@ -136,13 +151,18 @@ def forward(
 
 
 def launches(call: Call, out: Tensor) -> list[Launch]:
-    """The kernel, and the sum of its parts if there are several."""
+    """The kernel, and the sum of its parts if there are several and it does not add them itself."""
     sizes = call.sizes
     name = config.forward_kernel(sizes)
     tiles = call.tiles(name)
     row_blocks = sizes.subnetworks * triton.cdiv(sizes.width, tiles.rows)
     parts = call.parts(name, row_blocks)
-    result, adding = in_parts(out, parts)
     grid = (triton.cdiv(sizes.tokens, tiles.tokens), sizes.heads, parts)
     extra = [0 if parts == 1 else out.numel(), triton.cdiv(row_blocks, parts)]
-    return [call.launch(name, forward_kernel, grid, [result], [], extra, tiles), *adding]
+    if tiles.joined and parts > 1:
+        partial = out.new_empty(parts, *out.shape, dtype=torch.float32)
+        joining = [partial, torch.zeros(grid[:2], dtype=torch.int32, device=out.device)]
+        return [call.launch(name, forward_kernel, grid, [out], [], extra, tiles, contiguous=joining)]
+    result, adding = in_parts(out, parts)
+    first = call.launch(name, forward_kernel, grid, [result], [], extra, tiles, contiguous=[None, None])
+    return [first, *adding]

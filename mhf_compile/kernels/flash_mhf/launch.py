@@ -18,13 +18,18 @@ from mhf_compile.kernels.support import architecture
 
 
 class Launch(NamedTuple):
-    """A kernel, ready to run, or to be compiled ahead of time."""
+    """A kernel, ready to run, or to be compiled ahead of time.
+
+    `tiles` are as they are used: with descriptors, and dR collected, only where the operands allow it; None
+    for a kernel that has no choice.
+    """
 
     name: str
     kernel: Any
     grid: tuple[int, ...]
     args: tuple[Any, ...]
     options: dict[str, Any]
+    tiles: Tiles | None = None
 
     def run(self) -> None:
         """Put it into the stream of the device of its tensors, or give it to `watcher` if there is one."""
@@ -117,7 +122,7 @@ class Call:
         extra: Sequence[int | None],
         tiles: Tiles,
         *,
-        contiguous: Sequence[Tensor | None] = (),
+        contiguous: Sequence[Any] = (),
         tokens: int | None = None,
     ) -> Launch:
         """Put the arguments of a kernel together.
@@ -126,7 +131,7 @@ class Call:
         descriptors of second tiles of columns; the strides of all but the last two, constants and sizes,
         `extra` ones; then what is compiled in. `tokens` is how many the grid covers, if not all.
         """
-        described = self._describable(name, tokens_like, tiles.described)
+        described = self.describable(name, tokens_like, tiles.described)
         flat = all(x is None or token_stride(x) is not None for x in (self.q, self.r, *tokens_like))
         strides = (
             _token_strides(self.q, flat),
@@ -142,7 +147,8 @@ class Call:
         ]  # fmt: skip
         sizes = self.sizes
         d, o = config.columns(sizes.head_dim), config.columns(sizes.out_dim)
-        if not tiles.columns:
+        holds = described or not tiles.columns  # all columns of what it walks over
+        if holds:
             operands += self._describe(operands, name, tiles) if described else [None] * len(_walked(name))
         most = max(16, 1 << (sizes.subnetworks - 1).bit_length())
         collected = most if tiles.collected and most <= config.COLLECTED else 0
@@ -151,7 +157,7 @@ class Call:
             *operands, *strides, self.gate_scale, self.scale,
             sizes.tokens, length, self.group, sizes.subnetworks, sizes.width, *extra,
         )  # fmt: skip
-        columns = {"BLOCK_D": tiles.columns} if tiles.columns else {"D": d, "O": o, "DESCRIBED": described}
+        columns = {"D": d, "O": o, "DESCRIBED": described} if holds else {"BLOCK_D": tiles.columns}
         options = {
             "HEAD_DIM": sizes.head_dim,
             "OUT_DIM": sizes.out_dim,
@@ -170,9 +176,11 @@ class Call:
             "num_warps": tiles.warps,
             "num_stages": tiles.stages,
         }
-        return Launch(name, kernel, grid, args, options)
+        described_by = max(len(d), len(o)) if described else 0
+        used = tiles._replace(described=described_by, collected=bool(collected))
+        return Launch(name, kernel, grid, args, options, used)
 
-    def _describable(self, name: Kernel, tokens_like: Sequence[Tensor | None], most: int) -> bool:
+    def describable(self, name: Kernel, tokens_like: Sequence[Tensor | None], most: int) -> bool:
         """Whether a kernel can load what it walks over through at most so many descriptors of an operand."""
         sizes = self.sizes
         if max(len(config.columns(sizes.head_dim)), len(config.columns(sizes.out_dim))) > most:
@@ -205,7 +213,7 @@ class Call:
         return second
 
 
-WALK_ROWS = ("forward", "decode", "dq")
+WALK_ROWS = ("forward", "decode", "dq", "chunk_backward")
 """The kernels that walk over k, u and v; those of the weights' gradients walk over q and the gradient."""
 
 

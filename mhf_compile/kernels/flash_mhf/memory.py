@@ -50,7 +50,7 @@ def backward_bytes(call: Call, needs: Sequence[bool], workspace: int | None = No
     operands = (call.q, call.k, call.u, call.v, call.r, call.gate_bias, call.up_bias)
     wanted = [x for x, need in zip(operands, needs, strict=True) if x is not None and need]
     grads = sum(math.prod(x.shape) * x.dtype.itemsize for x in wanted)
-    chunk = config.backward_chunk(sizes, workspace)
+    chunk = config.backward_chunk(sizes, workspace, call.target.arch)
     if chunk is None:
         parts = call.parts("dq", sizes.subnetworks) if needs[0] else 1
         queries = parts * sizes.head_dim if parts > 1 else 0
@@ -79,8 +79,8 @@ def _tail_bytes(call: Call, needs: Sequence[bool]) -> int:
     operands = (call.k, call.u, call.v, call.gate_bias, call.up_bias)
     of = (needs[1], needs[2], needs[3], needs[5], needs[6])
     k, u, v, gate_bias, up_bias = (x is not None and need for x, need in zip(operands, of, strict=True))
-    first = (k + u) * sizes.head_dim + gate_bias + up_bias
-    second = v * sizes.out_dim
-    columns = {"weights": first + second, "dk_du": first, "dv": second}
+    of_k, of_u = k * sizes.head_dim + gate_bias, u * sizes.head_dim + up_bias
+    of_v = v * sizes.out_dim
+    columns = {"weights": of_k + of_u + of_v, "dk_du": of_k + of_u, "dk": of_k, "du": of_u, "dv": of_v}
     tails = ((columns[name], call.tail(name)) for name in config.weight_kernels(sizes, call.target.arch))
     return max((4 * tail.split.parts * tail.rows * n for n, tail in tails if tail is not None), default=0)

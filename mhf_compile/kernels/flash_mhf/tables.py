@@ -8,10 +8,10 @@ every one of them, without a GPU, and holds what it takes against a record.
 from typing import Literal, NamedTuple
 
 Kernel = Literal[
-    "forward", "decode", "dq", "weights", "dk_du", "dv", "chunk", "chunk_decode", "chunk_backward"
+    "forward", "decode", "dq", "weights", "dk_du", "dk", "du", "dv", "chunk", "chunk_decode", "chunk_backward"
 ]  # fmt: skip
 KERNELS: tuple[Kernel, ...] = (
-    "forward", "decode", "dq", "weights", "dk_du", "dv", "chunk", "chunk_decode", "chunk_backward"
+    "forward", "decode", "dq", "weights", "dk_du", "dk", "du", "dv", "chunk", "chunk_decode", "chunk_backward"
 )  # fmt: skip
 
 
@@ -25,11 +25,14 @@ class Tiles(NamedTuple):
         stages: of the pipeline that loads what the program walks over.
         described: through how many descriptors (TMA) of an operand, one for each tile of its `columns`, loads
             go at most, where the operands allow it. The others go through pointers.
-        columns: that a chunk kernel takes at a time; the others hold all.
+        columns: that a chunk kernel takes at a time; the others hold all, as does a backward of chunks where
+            it is described.
         resident: the kernels of forward and dQ keep q in registers, not in shared memory.
         collected: the kernel of dQ keeps dR of all sub-networks, up to `COLLECTED`, in registers to the end.
+        joined: where the rows of a decode are split over programs, the last one to end adds their sums; else
+            another launch does.
 
-    The last two are as ptxas needs them not to serialise the products (its remarks C7510 to C7515).
+    `resident` and `collected` are as ptxas needs them not to serialise the products (remarks C7510 to C7515).
     """
 
     tokens: int
@@ -40,6 +43,7 @@ class Tiles(NamedTuple):
     columns: int = 0
     resident: bool = False
     collected: bool = False
+    joined: bool = False
 
 
 Key = tuple[Kernel, int, int]
@@ -110,6 +114,8 @@ HOPPER: Table = {
         Tiles(16, 128, 4, 4),
         Tiles(64, 64, 4, 4),
         Tiles(64, 128, 4, 4),
+        Tiles(16, 64, 2, 3, joined=True),
+        Tiles(16, 32, 2, 4, joined=True),
     ),
     ("decode", 2, 96): (
         Tiles(64, 64, 4, 4),
@@ -117,6 +123,8 @@ HOPPER: Table = {
         Tiles(64, 32, 4, 2),
         Tiles(16, 128, 2, 3),
         Tiles(16, 128, 4, 3),
+        Tiles(16, 64, 4, 3, joined=True),
+        Tiles(16, 32, 4, 4, joined=True),
     ),
     ("decode", 2, 128): (
         Tiles(16, 64, 4, 3),
@@ -126,6 +134,9 @@ HOPPER: Table = {
         Tiles(64, 32, 4, 4),
         Tiles(64, 64, 4, 3, resident=True),
         Tiles(16, 128, 4, 3),
+        Tiles(16, 64, 4, 3, joined=True),
+        Tiles(16, 32, 4, 4, joined=True),
+        Tiles(16, 32, 2, 4, joined=True),
     ),
     ("decode", 2, 256): (Tiles(64, 32, 4, 3, 1), Tiles(64, 32, 4, 2, 1), Tiles(16, 32, 4, 3)),
     ("dq", 2, 64): (
@@ -174,6 +185,11 @@ HOPPER: Table = {
         Tiles(32, 64, 4, 2, 1),
         Tiles(64, 128, 8, 3, 1),
     ),
+    # Not measured, and chosen only where a call may use no workspace.
+    ("dq", 2, 256): (Tiles(64, 32, 4, 2, 1, collected=True), Tiles(64, 32, 4, 1, 1), Tiles(128, 32, 8, 1, 1)),
+    ("dk", 2, 256): (Tiles(32, 64, 4, 2, 1), Tiles(64, 64, 4, 1, 1), Tiles(32, 64, 4, 1, 1)),
+    ("du", 2, 256): (Tiles(32, 64, 4, 2, 1), Tiles(64, 64, 4, 1, 1)),
+    ("dv", 2, 256): (Tiles(32, 64, 4, 2, 1), Tiles(64, 64, 4, 1, 1)),
     ("chunk", 2, 0): (Tiles(128, 128, 8, 3, columns=64), Tiles(128, 128, 8, 4, columns=64)),
     ("chunk_decode", 2, 0): (
         Tiles(64, 64, 4, 4, columns=64),
@@ -185,6 +201,9 @@ HOPPER: Table = {
         Tiles(64, 64, 4, 4, columns=64),
         Tiles(64, 64, 4, 4, columns=32),
         Tiles(128, 64, 8, 4, columns=64),
+        Tiles(64, 32, 4, 2, 1, columns=64),
+        Tiles(64, 64, 4, 1, 1, columns=64),
+        Tiles(128, 32, 8, 1, 1, columns=64),
     ),
     **FLOAT32,
 }
@@ -219,9 +238,9 @@ AMPERE: Table = {
     ("forward", 2, 96): (Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2)),
     ("forward", 2, 128): (Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2)),
     ("forward", 2, 256): (Tiles(64, 32, 4, 2),),
-    ("decode", 2, 64): (Tiles(16, 64, 4, 3), Tiles(16, 64, 4, 2)),
-    ("decode", 2, 96): (Tiles(16, 32, 4, 3),),
-    ("decode", 2, 128): (Tiles(16, 32, 4, 3),),
+    ("decode", 2, 64): (Tiles(16, 64, 4, 3), Tiles(16, 64, 4, 2), Tiles(16, 64, 4, 3, joined=True)),
+    ("decode", 2, 96): (Tiles(16, 32, 4, 3), Tiles(16, 32, 4, 3, joined=True)),
+    ("decode", 2, 128): (Tiles(16, 32, 4, 3), Tiles(16, 32, 4, 3, joined=True)),
     ("decode", 2, 256): (Tiles(16, 16, 4, 3),),
     ("dq", 2, 64): (Tiles(128, 32, 8, 2), Tiles(64, 32, 4, 3), Tiles(64, 64, 4, 2)),
     ("dq", 2, 96): (Tiles(64, 16, 4, 2), Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 3)),

@@ -127,6 +127,12 @@ def store_tiles(x, rows, in_rows, tiles, factor, COLUMNS: tl.constexpr, SIZE: tl
 
 
 @triton.jit
+def store_block(x, head, row, column, tile):
+    """Store a tile through the descriptor of a [H, rows, columns] result; what is outside is left out."""
+    x.store([head, row, column], tile.to(x.dtype).reshape(1, tile.shape[0], tile.shape[1]))
+
+
+@triton.jit
 def store_or_leave(
     x, parts, rows, shift, stride, in_part, in_rows, tiles, factor, COLUMNS: tl.constexpr, SIZE: tl.constexpr
 ):  # fmt: skip
@@ -151,6 +157,45 @@ def store_or_leave_vector(x, parts, rows, shift, in_part, in_rows, values):
             tl.store(parts + rows + shift, values, mask=in_rows)
         else:
             tl.store(x + rows, values, mask=in_rows)
+
+
+@triton.jit
+def is_last(counters, at, count):
+    """Whether this is the last of so many programs that count at a place, which it leaves at zero as it was.
+
+    What the others stored before is seen from then on.
+    """
+    tl.debug_barrier()  # all threads have stored before one of them counts
+    is_last = tl.atomic_add(counters + at, 1, sem="acq_rel") == count - 1
+    if is_last:
+        tl.store(counters + at, 0)
+    return is_last
+
+
+@triton.jit
+def add_parts(
+    parts, stride, count, rows, in_rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """The sums of tiles that programs left, in their order; not from a cache that others do not write to."""
+    sums = ()
+    first_column = 0
+    for j in tl.static_range(len(COLUMNS)):
+        columns = first_column + tl.arange(0, COLUMNS[j])
+        inside = in_rows[:, None] & (columns < SIZE)[None, :]
+        at = parts + rows[:, None] + columns[None, :]
+        total = zero_tile(ROWS, COLUMNS[j])
+        for first in range(0, count, AT_ONCE):
+            loaded = ()
+            for i in tl.static_range(AT_ONCE):
+                part = at + (first + i) * tl.cast(stride, tl.int64)
+                there = inside & (first + i < count)
+                loaded = loaded + (tl.load(part, mask=there, other=0.0, cache_modifier=".cg"),)
+            for i in tl.static_range(AT_ONCE):
+                total += loaded[i]
+        sums = sums + (total,)
+        first_column += COLUMNS[j]
+    return sums
 
 
 @triton.jit

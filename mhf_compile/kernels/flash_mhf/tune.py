@@ -11,7 +11,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from mhf_compile.kernels.flash_mhf import backward, chunked, config, forward
@@ -63,8 +62,10 @@ def problems(
             head_dim=layer.heads * layer.head_dim,
             out_dim=layer.heads * layer.out_dim,
         )
-        needed: list[tuple[Kernel, Sizes]] = [("forward", layer), ("decode", layer._replace(tokens=decoded))]
-        needed += [(name, layer) for name in ("dq", *config.weight_kernels(layer, arch))]
+        needed: list[tuple[Kernel, Sizes]] = []
+        if layer.held:
+            needed += [("forward", layer), ("decode", layer._replace(tokens=decoded))]
+            needed += [(name, layer) for name in ("dq", *config.weight_kernels(layer, arch))]
         needed += [
             ("chunk", dense),
             ("chunk_decode", dense._replace(tokens=decoded)),
@@ -195,13 +196,11 @@ def _launches(kernel: Kernel, call: Call, grad: Tensor) -> tuple[list[Launch], C
         padded: list[Tensor | None] = [*wide, *[None] * (3 - count)]
         if not backwards:
             return [chunked.launch(call, here, None, [*padded, None])], lambda: wide
-        row_blocks = triton.cdiv(sizes.width, call.tiles(kernel).rows)
-        shape = sizes.tokens, sizes.heads, sizes.subnetworks, row_blocks
-        parts = room(*shape, dtype=torch.float32)
+        parts = chunked.router_parts(call, here, grad).fill_(torch.nan)
         launch = chunked.launch(call, here, grad, [*padded, parts])
         return [launch], lambda: [*wide, parts.sum(-1)]
     operands = (call.q, call.k, call.u, call.v, call.r)
-    made = {"dq": (0, 4), "weights": (1, 2, 3), "dk_du": (1, 2), "dv": (3,)}[kernel]
+    made = {"dq": (0, 4), "weights": (1, 2, 3), "dk_du": (1, 2), "dk": (1,), "du": (2,), "dv": (3,)}[kernel]
     grads = [
         None if x is None or i not in made else room(*x.shape, dtype=x.dtype) for i, x in enumerate(operands)
     ]
