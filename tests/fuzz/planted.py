@@ -324,7 +324,7 @@ FAULTS = (
         "triton",
         "the scale is dropped",
         f"triton_{ROUNDING}",
-        (Edit(FORWARD, "totals, scale, O, OUT_DIM", "totals, 1.0, O, OUT_DIM"),),
+        (Edit(FORWARD, "(out, rows + shift, in_n, totals, scale", "(out, rows + shift, in_n, totals, 1.0"),),
     ),
     Fault(
         "triton",

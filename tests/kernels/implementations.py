@@ -40,7 +40,7 @@ def implementation(way: str) -> Iterator[Any]:
         arch, _, how = way.partition(" in ")
         processors, adding = (3, 0) if how == "parts" else (8, waves.ADDING)
         worthwhile, least = (0, 5) if how == "chunks" else (config.WORTHWHILE, config.LEAST_CHUNK)
-        options = {"target": config.Target(arch, processors), "workspace": 0 if how == "chunks" else None}
+        options = {"target": config.Target(arch, processors), "workspace": 1 if how == "chunks" else None}
         with (
             patch.multiple(config, WORTHWHILE=worthwhile, LEAST_CHUNK=least),
             patch.object(waves, "ADDING", adding),
