@@ -356,7 +356,7 @@ PROPERTIES = (
         programs(spec={"heads": 1, "group": 1, "networks": 1}, flow="parallel"),
         {dense_ones_are_left_where_it_is_said: 4},
     ),
-    *of(mutants(), {a_mutant_is_never_wrong: 48, a_graph_without_a_rewrite_is_as_it_came: 16}),
+    *of(mutants(), {a_mutant_is_never_wrong: 32, a_graph_without_a_rewrite_is_as_it_came: 10}),
     *of(
         programs(spec={"networks": 2, "routed": True}, routing=ROUTED_VALUES, verb_down="einsum"),
         {r_on_the_values_is_left_alone: 6},

@@ -5,6 +5,7 @@ TRITON_INTERPRET=1.
 """
 
 import importlib
+import itertools
 import os
 import subprocess
 import sys
@@ -46,11 +47,11 @@ OTHERS += [("descriptors", torch.float16), ("pointers", torch.bfloat16)]
 
 
 def ways(cases, others=OTHERS):
-    """Each case in the usual way and dtype, and in another by turns: the interpreter takes its time."""
+    """Each case in one way and dtype, every second in the usual one: the interpreter takes its time."""
+    turns = [way for other in others for way in (USUAL, other)]
     return [
         pytest.param(*way, case, id=f"{name}-{way[0]}-{way[1]}")
-        for number, (name, case) in enumerate(cases.items())
-        for way in (USUAL, others[number % len(others)])
+        for (name, case), way in zip(cases.items(), itertools.cycle(turns), strict=False)
     ]
 
 
