@@ -14,8 +14,10 @@ from mhf_compile.kernels.support import unsupported
 from mhf_compile.matching.reasons import NO_GRAD, NORMS, Refusal
 from mhf_compile.notation.fold import parts
 from mhf_compile.patterns.pattern import Purpose
+from mhf_compile.reading.reader import Reader
+from mhf_compile.reading.rules import Kind
 from mhf_compile.rewriting.region import Region
-from mhf_compile.tape.operations import CREATIONS
+from mhf_compile.tape.operations import CREATIONS, PICKS
 from mhf_compile.tape.source import source_of
 from mhf_compile.tape.values import Op, State, Value
 
@@ -44,6 +46,7 @@ def _refusals(region: Region) -> Iterator[Refusal | None]:
             yield returned(region, value)
             yield used_elsewhere(region, value)
     yield repeated_weights(region)
+    yield picked_weights(region)
     yield unsupported_device_or_dtype(region)
     yield without_an_entry(region)
     for value in region.tape.values[region.match.root.time + 1 :]:
@@ -209,6 +212,42 @@ def repeated_weights(region: Region) -> Refusal | None:
                 f"{size // least} times, for which {pattern.words([name])} would be repeated"
             )
     return None
+
+
+def picked_weights(region: Region) -> Refusal | None:
+    """Whether a weight is taken by index from something smaller: the same entries are there several times."""
+    match = region.match
+    pattern, operands = match.pattern, match.unification.operands
+    for name in pattern.of(Purpose.WEIGHT):
+        for value in (value for leaf in operands[name].leaves for value in parts(leaf.value)):
+            op = _picking(value)
+            source = op.args[0] if op is not None else None
+            if op is None or not isinstance(source, Value):
+                continue
+            picked, there = (
+                math.prod(notation.known(size, match.hints) for size in v.shape)
+                for v in (op.outputs[0], source)
+            )
+            if picked > there:
+                return Refusal(
+                    f"{pattern.words([name])} is picked by index ({op.title}): "
+                    f"{picked} numbers of the {there} in {source}",
+                    value,
+                    advice="sort the tokens by their weights and multiply each group once, as the experts "
+                    'implementation "grouped_mm" of transformers does',
+                )
+    return None
+
+
+def _picking(value: Value) -> Op | None:
+    """The operation by index of which a value is a rearrangement."""
+    reader = Reader()
+    while value.op is not None and value.op.name not in PICKS:
+        rule = reader.rule(value)
+        if rule is None or rule.kind is not Kind.MOVE:
+            return None
+        value = value.op.inputs[0]
+    return value.op
 
 
 def unsupported_device_or_dtype(region: Region) -> Refusal | None:
