@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 
 import torch
 from torch import Tensor
 
-from mhf_compile.notation import Axis, Leaf
+from mhf_compile.notation import Axis, Leaf, Size
 from mhf_compile.patterns.pattern import Pattern, Purpose, Role, Roles, Slot
 
 
@@ -54,11 +55,17 @@ def formula(
     return scale * torch.einsum("bthgef,hefo->bthgo", hidden, v).flatten(2, 3)
 
 
-def distribute(roles: Roles, leaves: Mapping[str, Leaf]) -> Roles:
+ENOUGH = 64
+"""Tokens of a head: so many a kernel takes at a time. With fewer, heads of a group count as tokens."""
+
+
+def distribute(roles: Roles, leaves: Mapping[str, Leaf], known: Callable[[Size], int]) -> Roles:
     """Batch, sequence and the heads of a group occur in the same operands; any choice is right.
 
     An axis counts as a group where the queries have it as a digit just below a head axis, as grouped-query
-    attention lays it out. The last of the others is the sequence.
+    attention lays it out: the result need not be copied then. But each head multiplies its own tokens with
+    the weights, and with few tokens for each that costs more: then it counts as tokens, which it is where a
+    sequence was cut into a part for each head. The last of the tokens is the sequence.
     """
     same = [*roles["b"], *roles["t"], *roles["g"]]
     group: list[Axis] = []
@@ -67,6 +74,8 @@ def distribute(roles: Roles, leaves: Mapping[str, Leaf]) -> Roles:
             if axis in same and head in (*roles["h"], *group) and above == stride * axis.size:
                 group.append(axis)
     tokens = [axis for axis in same if axis not in group]
+    if prod(known(axis.size) for axis in tokens) < ENOUGH:
+        tokens, group = same, []
     return {**roles, "b": tokens[:-1], "t": tokens[-1:], "g": group}
 
 

@@ -13,7 +13,7 @@ from math import prod
 
 import torch
 
-from mhf_compile.notation import Axis, Leaf
+from mhf_compile.notation import Axis, Leaf, Size
 
 Roles = dict[str, list[Axis]]
 
@@ -96,7 +96,8 @@ class Pattern:
         fields: for each field of the report the roles whose size it is.
         scalars: the formula's numbers, each with the value it is traced with; all different, none 1.
         activations: the elementwise functions the op knows.
-        distribute: tells roles apart that occur in the same operands, given the leaf of each operand.
+        distribute: tells roles apart that occur in the same operands, given the leaf of each operand, and a
+            function that tells how large a size is, or is likely to be.
     """
 
     name: str
@@ -110,7 +111,7 @@ class Pattern:
     fields: Mapping[str, tuple[str, ...]]
     scalars: Mapping[str, int]
     activations: frozenset[str]
-    distribute: Callable[[Roles, Mapping[str, Leaf]], Roles]
+    distribute: Callable[[Roles, Mapping[str, Leaf], Callable[[Size], int]], Roles]
 
     @cached_property
     def tokens(self) -> tuple[str, ...]:
