@@ -170,7 +170,7 @@ def test_in_the_interpreter():
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
 @pytest.mark.parametrize("kernel", ["forward", "dq", "weights", "decode", "chunk_backward"])
 def test_a_variant_is_checked_and_timed(kernel):
-    target, tiny = Target("sm_90", 64), replace(contest(count=2), kernel=kernel)
+    target, tiny = Target("sm_90", 8), replace(contest(count=2), kernel=kernel)
     if kernel == "decode":
         joined = Variant(Tiles(16, 16, 4, 1, joined=True), True)
         tiny = replace(tiny, variants=(tiny.variants[0], joined))
