@@ -1,4 +1,4 @@
-"""Weights that are picked by index, a copy for each token: left alone; where there are no more of them, not."""
+"""Weights that are picked by index, a copy for each token, are left alone; no more than there are, not."""
 
 import pytest
 import torch
