@@ -11,11 +11,10 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 
 import torch
 
-from mhf_compile import notation
 from mhf_compile.matching.candidates import Candidates
 from mhf_compile.matching.linearity import Linearity
 from mhf_compile.matching.match import Match, Unmatched
@@ -198,9 +197,8 @@ class _Search:
             if not term.factors or not all(isinstance(factor, Leaf) for factor in term.factors):
                 raise NoMatch("something else is added to it, or only a part of it is written")
         formula, numbering = normal_pattern(pattern), self.activations.numbering
-        known = partial(notation.known, hints=self.tape.hints)
         try:
-            unification = unify(pattern, formula, gated[0], index, numbering, known)
+            unification = unify(pattern, formula, gated[0], index, numbering)
         except NoMatch as error:
             if error.at is not None and error.at.op is not None and error.at.op.state.grad_enabled != grad:
                 raise NoMatch("grad mode changes inside it", error.at, error.progress, NO_GRAD) from error

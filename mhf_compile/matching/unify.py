@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import NamedTuple
@@ -184,7 +184,6 @@ def unify(
     term: Term,
     index: tuple[Index, ...],
     numbering: ValueNumbering,
-    known: Callable[[Size], int],
 ) -> Unification:
     """How a term is the pattern's formula. Raises NoMatch with the reason that goes furthest.
 
@@ -194,10 +193,9 @@ def unify(
         term: the program's term.
         index: the index of its entry.
         numbering: tells which values of the program are computed alike.
-        known: tells how large a size is, a symbolic one for some values of its symbols.
     """
     names, _, goal = formula
-    unifier, roles = _Unifier(pattern, names), _Roles(pattern, numbering, known)
+    unifier, roles = _Unifier(pattern, names), _Roles(pattern, numbering)
     refusal = other_factors(goal, term)
     for state in unifier.terms(goal, term, _State()):
         try:
@@ -210,10 +208,9 @@ def unify(
 class _Roles:
     """The axes of an assignment, by the operands they occur in."""
 
-    def __init__(self, pattern: Pattern, numbering: ValueNumbering, known: Callable[[Size], int]) -> None:
+    def __init__(self, pattern: Pattern, numbering: ValueNumbering) -> None:
         self.pattern = pattern
         self.numbering = numbering
-        self.known = known
         self.occurs = {
             letter: pattern.occurrences(letter) | ({SCORE} if role.is_contracted else set())
             for letter, role in pattern.roles.items()
@@ -234,7 +231,7 @@ class _Roles:
         if not all(roles[letter] for letter, role in self.pattern.roles.items() if role.is_required):
             raise NoMatch("the activation is scaled by a factor for each channel", progress=SIZES)
         roles = self.pattern.distribute(
-            roles, {name: operand.entries[0] for name, operand in operands.items()}, self.known
+            roles, {name: operand.entries[0] for name, operand in operands.items()}
         )
 
         def dims(layout: Sequence[str]) -> tuple[tuple[Axis, ...], ...]:

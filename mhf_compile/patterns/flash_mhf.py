@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from mhf_compile.notation import Axis, Leaf, Size
+from mhf_compile.notation import Axis, Leaf
 from mhf_compile.patterns.pattern import Pattern, Purpose, Role, Roles, Slot
 
 
@@ -59,7 +59,7 @@ ENOUGH = 64
 """Tokens of a head: so many a kernel takes at a time. With fewer, heads of a group count as tokens."""
 
 
-def distribute(roles: Roles, leaves: Mapping[str, Leaf], known: Callable[[Size], int]) -> Roles:
+def distribute(roles: Roles, leaves: Mapping[str, Leaf]) -> Roles:
     """Batch, sequence and the heads of a group occur in the same operands; any choice is right.
 
     An axis counts as a group where the queries have it as a digit just below a head axis, as grouped-query
@@ -74,7 +74,8 @@ def distribute(roles: Roles, leaves: Mapping[str, Leaf], known: Callable[[Size],
             if axis in same and head in (*roles["h"], *group) and above == stride * axis.size:
                 group.append(axis)
     tokens = [axis for axis in same if axis not in group]
-    if prod(known(axis.size) for axis in tokens) < ENOUGH:
+    few = prod(axis.size if isinstance(axis.size, int) else ENOUGH for axis in tokens) < ENOUGH
+    if few:  # a symbolic size is taken to be large, whatever it is at the first call
         tokens, group = same, []
     return {**roles, "b": tokens[:-1], "t": tokens[-1:], "g": group}
 

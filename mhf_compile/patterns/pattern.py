@@ -13,7 +13,7 @@ from math import prod
 
 import torch
 
-from mhf_compile.notation import Axis, Leaf, Size
+from mhf_compile.notation import Axis, Leaf
 
 Roles = dict[str, list[Axis]]
 
@@ -96,8 +96,7 @@ class Pattern:
         fields: for each field of the report the roles whose size it is.
         scalars: the formula's numbers, each with the value it is traced with; all different, none 1.
         activations: the elementwise functions the op knows.
-        distribute: tells roles apart that occur in the same operands, given the leaf of each operand, and a
-            function that tells how large a size is, or is likely to be.
+        distribute: tells roles apart that occur in the same operands, given the leaf of each operand.
     """
 
     name: str
@@ -111,7 +110,7 @@ class Pattern:
     fields: Mapping[str, tuple[str, ...]]
     scalars: Mapping[str, int]
     activations: frozenset[str]
-    distribute: Callable[[Roles, Mapping[str, Leaf], Callable[[Size], int]], Roles]
+    distribute: Callable[[Roles, Mapping[str, Leaf]], Roles]
 
     @cached_property
     def tokens(self) -> tuple[str, ...]:
