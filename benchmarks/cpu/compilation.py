@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from unittest import mock
 
 import torch
+from torch import fx
 from torch._dynamo.utils import compilation_time_metrics
 
 from benchmarks.results import number_table
@@ -13,6 +14,8 @@ from benchmarks.settings import Settings
 from mhf_compile import backend
 from mhf_compile.commands.measure import in_fresh_process, progress
 from mhf_compile.models import FlashMHF, LanguageModel
+from mhf_compile.options import Options
+from mhf_compile.report import Report
 
 TOKENS = 128  # of the step that is compiled; compiling takes as long for more
 
@@ -62,10 +65,10 @@ def _timed() -> Iterator[list[float]]:
     seconds: list[float] = []
     analyse = backend.analyse
 
-    def timed(*given: object) -> object:
+    def timed(module: fx.GraphModule, options: Options) -> Report:
         start = time.perf_counter()
         try:
-            return analyse(*given)  # type: ignore[arg-type]
+            return analyse(module, options)
         finally:
             seconds.append(time.perf_counter() - start)
 

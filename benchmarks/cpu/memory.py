@@ -7,6 +7,8 @@ what the operators need for themselves.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -128,11 +130,7 @@ def _saved(known: list[Tensor]) -> Iterator[list[Kept]]:
 
 def _peak(recorded: profile) -> int:
     """The highest sum of what was allocated, less what was freed."""
-    results = recorded.profiler.kineto_results if recorded.profiler is not None else None
-    assert results is not None
-    events = sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
-    live = peak = 0
-    for event in events:
-        live += event.nbytes()  # type: ignore[attr-defined]  # the stubs lack it
-        peak = max(peak, live)
-    return peak
+    assert recorded.profiler is not None and recorded.profiler.kineto_results is not None
+    events: list[Any] = recorded.profiler.kineto_results.events()
+    changes = sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    return max(accumulate((int(change.nbytes()) for change in changes), initial=0))

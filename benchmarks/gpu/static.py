@@ -73,8 +73,7 @@ class Resources:
         """The limits that do not hold."""
         half = self.key[1] == 2
         # The left operand of a warpgroup's product has 64 rows at least.
-        of_weights = self.key[0] in ("weights", "dk_du", "dk", "du", "dv")
-        height = self.tiles.rows if of_weights else self.tiles.tokens
+        height = self.tiles.rows if self.key[0] in config.OF_WEIGHTS else self.tiles.tokens
         kinds = " ".join(self.matrix)
         limits = {
             f"takes {self.shared} bytes of shared memory": self.shared > SHARED[self.arch],

@@ -1,6 +1,6 @@
 """What `benchmarks.gpu.variants` compares, and how one process checks or times it.
 
-A contest is one kernel on one layer, its variants are tiles, with and without the split of its last wave.
+A contest is one kernel on one layer, its variants are tiles and what else there is to choose.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,9 +26,6 @@ MADE: dict[Kernel, tuple[int, ...]] = {
     "chunk_backward": (1, 2, 3, 4, 5),
 }  # fmt: skip
 """What each kernel makes, of the output and the gradients of q, k, u, v and r."""
-
-SPLIT: tuple[Kernel, ...] = ("weights", "dk_du", "dk", "du", "dv")
-"""The kernels whose last wave may be split."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +113,9 @@ def _variants(kernel: Kernel, sizes: Sizes, target: Target) -> Iterator[Variant]
     few = 0 if kernel == "chunk_backward" else 1
     new = [tiles for tiles in row if tiles.described > few or tiles.joined]
     old = [x._replace(joined=False) if x.joined else x._replace(described=0) for x in new]
-    for tiles in dict.fromkeys([*(row if kernel in SPLIT else row[:1]), *new, *old]):
+    for tiles in dict.fromkeys([*(row if kernel in config.OF_WEIGHTS else row[:1]), *new, *old]):
         yield Variant(tiles, split=True)
-        if kernel in SPLIT and waves.tail(kernel, sizes, tiles, target) is not None:
+        if kernel in config.OF_WEIGHTS and waves.tail(kernel, sizes, tiles, target) is not None:
             yield Variant(tiles, split=False)
     if kernel == "chunk_backward" and config.backward_chunk(sizes, 0, target.arch) is None:
         yield Variant(row[0], split=True, on_chip=True)

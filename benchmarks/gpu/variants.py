@@ -1,10 +1,10 @@
 """`python -m benchmarks.gpu.variants`: variants of the kernels, checked and timed on one GPU.
 
 They are the split of the last wave on and off, heads of 96 columns through descriptors and through pointers,
-few tokens in one launch and in two, and chunks by programs that walk over rows. Each is first checked against
-float64 in a process of its own, with a time limit: one that hangs or crashes is a result. Those of a kernel
-that are right are then timed in one process, in turns. What was found is in the JSON after each kernel. When
-the time is up nothing new is started; what was left out is there too.
+few tokens in one launch and in two, and heads of 256 columns by the ways of a chunk and on the chip. Each is
+first checked against float64 in a process of its own, with a time limit: one that hangs or crashes is a
+result. Those of a kernel that are right are then timed in one process, in turns. What was found is in the
+JSON after each kernel. When the time is up nothing new is started; what was left out is there too.
 """
 
 import argparse

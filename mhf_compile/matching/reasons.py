@@ -11,6 +11,7 @@ from mhf_compile.notation import Axis, Func, Leaf, Term
 from mhf_compile.patterns.pattern import RESULT, Pattern, Purpose
 from mhf_compile.reading.reader import FLOATS
 from mhf_compile.reading.rules import RULES
+from mhf_compile.tape.operations import GATHERS
 from mhf_compile.tape.values import Op, Value
 
 
@@ -76,9 +77,7 @@ NORMS = frozenset(
 )
 """Operations that norms are made of: no rule reads them, and a user knows them by this word."""
 
-_PICKS = frozenset(
-    ["index", "index_select", "gather", "index_put", "index_add", "scatter_add", "nonzero", "_grouped_mm"]
-)
+_PICKS = GATHERS | {"index_put", "index_add", "scatter_add", "nonzero", "_grouped_mm"}
 """Operations that pick rows by data."""
 
 

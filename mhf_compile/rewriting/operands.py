@@ -105,11 +105,9 @@ class Builder(Generic[T]):
     def _spread(self, tensor: T, dim: int, index: Index, size: Size) -> tuple[T, list[Axis]]:
         """A tensor with one dimension for each axis of an index in place of a dimension."""
         if not index.digits:
-            # The gradient of a selection is a tensor of zeros that is written to, that of a squeeze a view.
-            one = isinstance(size, int) and size == 1
-            return (
-                self.call("squeeze", tensor, dim) if one else self.call("select", tensor, dim, index.offset)
-            ), []
+            if isinstance(size, int) and size == 1:  # its gradient is a view, that of a selection a copy
+                return self.call("squeeze", tensor, dim), []
+            return self.call("select", tensor, dim, index.offset), []
         if index.covers(size):
             sizes = self._sizes(index.axes)
             return (tensor if len(sizes) == 1 else self.call("unflatten", tensor, dim, sizes)), list(

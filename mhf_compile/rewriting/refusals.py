@@ -17,7 +17,7 @@ from mhf_compile.patterns.pattern import Purpose
 from mhf_compile.reading.reader import Reader
 from mhf_compile.reading.rules import Kind
 from mhf_compile.rewriting.region import Region
-from mhf_compile.tape.operations import CREATIONS, PICKS
+from mhf_compile.tape.operations import CREATIONS, GATHERS
 from mhf_compile.tape.source import source_of
 from mhf_compile.tape.values import Op, State, Value
 
@@ -220,7 +220,7 @@ def picked_weights(region: Region) -> Refusal | None:
     pattern, operands = match.pattern, match.unification.operands
     for name in pattern.of(Purpose.WEIGHT):
         for value in (value for leaf in operands[name].leaves for value in parts(leaf.value)):
-            op = _picking(value)
+            op = _gathering(value)
             source = op.args[0] if op is not None else None
             if op is None or not isinstance(source, Value):
                 continue
@@ -239,10 +239,10 @@ def picked_weights(region: Region) -> Refusal | None:
     return None
 
 
-def _picking(value: Value) -> Op | None:
+def _gathering(value: Value) -> Op | None:
     """The operation by index of which a value is a rearrangement."""
     reader = Reader()
-    while value.op is not None and value.op.name not in PICKS:
+    while value.op is not None and value.op.name not in GATHERS:
         rule = reader.rule(value)
         if rule is None or rule.kind is not Kind.MOVE:
             return None

@@ -21,7 +21,7 @@ CREATIONS = _names(
 )
 """Operations that make a tensor of their own, that is like an argument in shape at most."""
 
-PICKS = _names("index index_select gather embedding take")
+GATHERS = _names("index index_select gather embedding take")
 """Operations that take entries of their first argument by numbers in another, each any number of times."""
 
 OVERWRITES = _names("copy zero fill")

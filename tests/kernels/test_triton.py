@@ -102,6 +102,20 @@ def kernels(request, monkeypatch):
     return implementation(workspace=workspace, target=target)
 
 
+@pytest.fixture
+def launched(monkeypatch):
+    """What is launched, as it is."""
+    found = []
+    run = Launch.run
+
+    def watched(launch):
+        found.append(launch)
+        run(launch)
+
+    monkeypatch.setattr(Launch, "run", watched)
+    return found
+
+
 def implementation(**options):
     """What `battery` takes, with some options of both passes."""
     folder = "mhf_compile.kernels.flash_mhf"
@@ -172,24 +186,17 @@ def test_sizes(kernels, case, dtype, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", PAIRS.values(), ids=PAIRS)
-def test_two_descriptors_of_an_operand(case, device, monkeypatch):
+def test_two_descriptors_of_an_operand(case, device, launched, monkeypatch):
     """The candidates of 96 columns that have two, in the place of those in use."""
     rows = {key: [t for t in row if t.described == 2] for key, row in config.HOPPER.items()}
     for key, row in rows.items():
         if row:
             monkeypatch.setitem(config.HOPPER, key, row)
     monkeypatch.setattr(waves, "ADDING", 0)
-    described = set()
-    run = Launch.run
-
-    def watched(launch):
-        described.add(launch.options.get("DESCRIBED", True))  # a sum has no choice
-        run(launch)
-
-    monkeypatch.setattr(Launch, "run", watched)
     check(
         implementation(target=Target("sm_90", 5) if device == "cpu" else None), case, torch.bfloat16, device
     )
+    described = {launch.options.get("DESCRIBED", True) for launch in launched}  # a sum has no choice
     assert device == "cuda" or described == {True}
 
 
@@ -205,20 +212,13 @@ ALONE = {
     ("case", "adding"), [*((case, 0) for case in ALONE.values()), (ALONE["grouped"], waves.ADDING)]
 )
 def test_each_gradient_of_wide_heads_has_a_kernel_where_there_is_no_workspace(
-    case, adding, device, monkeypatch
+    case, adding, device, launched, monkeypatch
 ):
     monkeypatch.setattr(waves, "ADDING", adding)
-    names = set()
-    run = Launch.run
-
-    def watched(launch):
-        names.add(launch.name)
-        run(launch)
-
-    monkeypatch.setattr(Launch, "run", watched)
     target = Target("sm_90", 5) if device == "cpu" else None
     check(implementation(target=target, workspace=0), case, torch.bfloat16, device)
     if device == "cpu":
+        names = {launch.name for launch in launched}
         assert {"dq", "dk", "dv"} | ({"du"} if case.gated else set()) <= names
         assert not any(name.startswith("chunk") for name in names)
 
@@ -232,20 +232,12 @@ WALKED = {
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", WALKED.values(), ids=WALKED)
-def test_chunks_by_programs_that_walk_over_rows(case, device, monkeypatch):
+def test_chunks_by_programs_that_walk_over_rows(case, device, launched, monkeypatch):
     row = ("chunk_backward", 2, 0)
     monkeypatch.setitem(config.HOPPER, row, [x for x in config.HOPPER[row] if x.described])
-    kernels = set()
-    run = Launch.run
-
-    def watched(launch):
-        kernels.add(launch.kernel)
-        run(launch)
-
-    monkeypatch.setattr(Launch, "run", watched)
     target = Target("sm_90", 8) if device == "cpu" else None
     check(implementation(target=target, workspace=2**20), case, torch.bfloat16, device)
-    assert device == "cuda" or walk_kernel in kernels
+    assert device == "cuda" or any(launch.kernel is walk_kernel for launch in launched)
 
 
 FEW = {

@@ -9,6 +9,7 @@ from mhf_compile.kernels.flash_mhf.tables import CLASSES as CLASSES
 from mhf_compile.kernels.flash_mhf.tables import FAMILIES as FAMILIES
 from mhf_compile.kernels.flash_mhf.tables import HOPPER as HOPPER
 from mhf_compile.kernels.flash_mhf.tables import KERNELS as KERNELS
+from mhf_compile.kernels.flash_mhf.tables import OF_WEIGHTS as OF_WEIGHTS
 from mhf_compile.kernels.flash_mhf.tables import Kernel as Kernel
 from mhf_compile.kernels.flash_mhf.tables import Key as Key
 from mhf_compile.kernels.flash_mhf.tables import Table as Table
@@ -119,8 +120,8 @@ def fitting(kernel: Kernel, tokens: int, candidates: Sequence[Tiles]) -> tuple[T
 def weight_kernels(sizes: Sizes, arch: str) -> tuple[Kernel, ...]:
     """The kernels that make the gradients of the weights, as few as there can be; none: by chunks only."""
     ways: tuple[tuple[Kernel, ...], ...] = (("weights",), ("dk_du", "dv"), ("dk", "du", "dv"))
-    fitting = (way for way in ways if all(key(kernel, sizes) in table(arch) for kernel in way))
-    return next(fitting, ())
+    there = (way for way in ways if all(key(kernel, sizes) in table(arch) for kernel in way))
+    return next(there, ())
 
 
 def forward_chunk(sizes: Sizes, workspace: int | None) -> int | None:

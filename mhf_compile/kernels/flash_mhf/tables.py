@@ -14,6 +14,9 @@ KERNELS: tuple[Kernel, ...] = (
     "forward", "decode", "dq", "weights", "dk_du", "dk", "du", "dv", "chunk", "chunk_decode", "chunk_backward"
 )  # fmt: skip
 
+OF_WEIGHTS: tuple[Kernel, ...] = ("weights", "dk_du", "dk", "du", "dv")
+"""Those of the weights' gradients, which hold rows of a sub-network and walk over tokens."""
+
 
 class Tiles(NamedTuple):
     """Block sizes of a kernel, and how it is compiled.
