@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def inner_compiler(inner: str, kwargs: dict[str, Any]) -> Callable[[fx.GraphModu
 
     def compile_with(module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
         other: Any = torch._dynamo.lookup_backend(inner)
-        with _keyed():
+        with _keyed(_tag()):
             return other(module, inputs, **kwargs)
 
     return compile_with
@@ -45,8 +46,14 @@ def _inductor(mode: str | None, options: Mapping[str, Any] | None) -> Callable[.
     def compile_with(module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
         from torch._inductor import compile_fx
 
-        with _keyed() as key:  # the backward is compiled when it first runs, and its key made then
-            inner_compile = key(compile_fx.compile_fx_inner)
+        tag = _tag()
+
+        @wraps(compile_fx.compile_fx_inner)
+        def inner_compile(*args: Any, **kwargs: Any) -> Any:
+            with _keyed(tag):  # the backward is compiled when it first runs, and its key made then
+                return compile_fx.compile_fx_inner(*args, **kwargs)
+
+        with _keyed(tag):
             return compile_fx.compile_fx(
                 module, list(inputs), inner_compile=inner_compile, config_patches=config_patches
             )
@@ -54,16 +61,18 @@ def _inductor(mode: str | None, options: Mapping[str, Any] | None) -> Callable[.
     return compile_with
 
 
-@contextmanager
-def _keyed() -> Iterator[Callable[..., Any]]:
-    """Have the package in the keys of the compilers' caches; gives what does so in a function called later.
+def _tag() -> str:
+    """What has the package in the keys of the compilers' caches.
 
     Without it they would serve graphs compiled for the ops of an older version.
     """
-    tag = f"{torch.compiler.config.cache_key_tag} {package_hash()}"
-    patch = torch.compiler.config.patch(cache_key_tag=tag)  # type: ignore[attr-defined]
-    with patch:
-        yield patch
+    return f"{torch.compiler.config.cache_key_tag} {package_hash()}"
+
+
+def _keyed(tag: str) -> AbstractContextManager[None]:
+    """Key the compilers' caches by a tag. Each is entered once: torch 2.11's are not reentrant."""
+    patch: AbstractContextManager[None] = torch.compiler.config.patch(cache_key_tag=tag)  # type: ignore[attr-defined]
+    return patch
 
 
 def package_hash() -> str:

@@ -48,8 +48,8 @@ CONSTANTS = frozenset(["zeros", "zeros_like", "new_zeros", "zero", "ones", "ones
 PRODUCTS = frozenset(["mm", "bmm", "mv", "dot", "addmm", "baddbmm"])
 """Products of their last two arguments."""
 
-UNTAGGED = frozenset(["hardswish"])
-"""Elementwise functions that PyTorch does not tag as such."""
+UNTAGGED = frozenset(["hardswish", "leaky_relu"])
+"""Elementwise functions that not every supported PyTorch tags as such."""
 
 PLACEMENT = frozenset(["dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking"])
 """Arguments that say where and how a result is kept."""
