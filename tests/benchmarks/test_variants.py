@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,9 +48,9 @@ class Fake:
         return self.answers.get(f"{action}_{contest.size}_{numbers[0]}", default)
 
 
-def outcomes(planned, work, over=lambda: False):
+def outcomes(planned, work, over=lambda: False, at_once=3):
     found = []
-    left = variants.work_off(planned, work, over, found.append)
+    left = variants.work_off(planned, [work] * at_once, over, found.append)
     return found, left
 
 
@@ -81,13 +80,13 @@ def test_what_is_wrong_or_fails_is_not_timed_and_takes_nothing_along():
     assert "race: the process was ended" in str(second) and "16x16 w1 s1: no result in 60 s" in str(first)
 
 
-def test_when_the_time_is_up_nothing_new_is_started(monkeypatch):
-    monkeypatch.setattr(variants, "AT_ONCE", 1)
+@pytest.mark.parametrize(("most", "held"), [(8, 0), (10, 1)])
+def test_when_the_time_is_up_nothing_new_is_started(most, held):
     work = Fake()
-    found, left = outcomes([contest()] * 3, work, lambda: len(work.asked) >= 5)
-    assert len(work.asked) == 5
-    assert [len(outcome.failures) for outcome in found] == [0, 3]  # two checks, and the race
-    assert left == [str(contest())]
+    found, left = outcomes([contest()] * 3, work, lambda: len(work.asked) >= most, at_once=1)
+    assert len(work.asked) == most
+    assert [len(outcome.failures) for outcome in found] == [0] * held
+    assert left == [str(contest())] * (3 - held)
 
 
 def real(action, contest, numbers):
@@ -102,18 +101,21 @@ def real(action, contest, numbers):
     return {**GOOD, "of": os.getpid()}
 
 
-def test_a_process_that_hangs_or_crashes():
-    found = [
-        variants.in_a_process("check", contest(), [i], limit, real) for i, limit in enumerate((60, 1, 60))
+def test_a_process_that_hangs_or_crashes_is_replaced():
+    worker = variants.Worker(real)
+    try:
+        found = [worker("check", contest(), [i], limit) for i, limit in enumerate((60, 1, 60, 60))]
+        found += [worker("check", contest(), [i], 60) for i in (0, 0)]
+    finally:
+        worker.end()
+    processes = [found[i].pop("of") for i in (0, 4, 5)]
+    assert os.getpid() != processes[0] != processes[1] == processes[2]
+    assert found[1:4] == [
+        Failure("no result in 1 s"),
+        Failure("the process was ended by SIGABRT"),
+        Failure("MemoryError: no memory"),
     ]
-    assert found[0].pop("of") != os.getpid()
-    assert found == [GOOD, Failure("no result in 1 s"), Failure("the process was ended by SIGABRT")]
-
-
-def test_what_is_raised_there_is_an_answer():
-    said = []
-    variants._answer(SimpleNamespace(send=said.append), real, "check", contest(), [3])
-    assert said == [Failure("MemoryError: no memory")]
+    assert found[0] == found[4] == found[5] == GOOD
 
 
 def test_without_a_gpu_one_line_and_status_2(monkeypatch, capsys):
