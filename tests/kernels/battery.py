@@ -230,10 +230,12 @@ def check(
         assert error <= allowed + floor, f"{name}: {error / norm:.2e}, eager {allowed / 2 / norm:.2e}"
 
 
-def check_each_gradient_alone(implementation: ModuleType, case: Case, device: str = "cpu") -> None:
+def check_each_gradient_alone(
+    implementation: ModuleType, case: Case, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> None:
     """Assert that each gradient wanted alone is, bit for bit, the one that comes among all of them."""
-    operands = case.operands(torch.float32, device)
-    grad = torch.ones(*operands[0].shape[:3], case.out_dim, device=device)
+    operands = case.operands(dtype, device)
+    grad = torch.ones(*operands[0].shape[:3], case.out_dim, dtype=dtype, device=device)
     everything = iter(implementation.backward(grad, *operands, *case.constants, [True] * 7))
     for needed, operand in enumerate(operands):
         alone = implementation.backward(grad, *operands, *case.constants, [i == needed for i in range(7)])

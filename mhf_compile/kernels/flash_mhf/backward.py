@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mhf_compile.kernels.flash_mhf import chunked, config
+from mhf_compile.kernels.flash_mhf import chunked, config, specialised
 from mhf_compile.kernels.flash_mhf.config import Kernel, Target
 from mhf_compile.kernels.flash_mhf.elementwise import activate, cut_off, slope
-from mhf_compile.kernels.flash_mhf.launch import Call, Launch, target_of
+from mhf_compile.kernels.flash_mhf.launch import Call, Launch, lies_flat, target_of
 from mhf_compile.kernels.flash_mhf.parts import in_parts, tail_in_parts, tail_numbers
 from mhf_compile.kernels.flash_mhf.tiles import (
     add_product,
@@ -325,7 +325,6 @@ def backward(
 def launches(call: Call, grad: Tensor, grads: Sequence[Tensor | None]) -> list[Launch]:
     """The kernels that make `grads`, of q, k, u, v, r and the biases; None where one is not wanted."""
     dq, dk, du, dv, dr, d_gate_bias, d_up_bias = grads
-    kernels = [] if dq is None and dr is None else dq_launches(call, grad, dq, dr)
     wanted: dict[Kernel, tuple[Tensor | None, ...]] = {
         "weights": (dk, du, dv, d_gate_bias, d_up_bias),
         "dk_du": (dk, du, None, d_gate_bias, d_up_bias),
@@ -338,6 +337,10 @@ def launches(call: Call, grad: Tensor, grads: Sequence[Tensor | None]) -> list[L
         for name in config.weight_kernels(call.sizes, call.target.arch)
         if any(x is not None for x in wanted[name])
     ]
+    specialised_here = any(call.tiles(name).specialised for name in names)
+    if 0 in grad.stride() or (specialised_here and not lies_flat(grad)):
+        grad = grad.contiguous()  # that of a sum, say: no descriptor can load it
+    kernels = [] if dq is None and dr is None else dq_launches(call, grad, dq, dr)
     if names and call.r is not None:
         call = replace(call, r=_tokens_last(call.r))
     numbers = max((tail_numbers(wanted[name], call.tail(name)) for name in names), default=0)
@@ -352,13 +355,15 @@ def _weight_launches(
 ) -> list[Launch]:
     """One kernel of the weights' gradients, and the sums of what it leaves in parts."""
     sizes, tiles, tail = call.sizes, call.tiles(name), call.tail(name)
+    partials, adding = tail_in_parts(wanted, tail, room)
+    if tiles.specialised:
+        return [specialised.launch(call, grad, name, wanted, tiles, tail, partials), *adding]
     row_blocks = sizes.subnetworks * triton.cdiv(sizes.width, tiles.rows)
     grid: tuple[int, ...] = (row_blocks, sizes.kv_heads)
     extra: list[int | None] = [None] * 4
     if tail is not None:
         grid = (tail.split.programs(row_blocks * sizes.kv_heads),)
         extra = [*tail.split, tail.first, tail.rows]
-    partials, adding = tail_in_parts(wanted, tail, room)
     return [
         call.launch(name, weights_kernel, grid, [grad], wanted, extra, tiles, contiguous=partials),
         *adding,

@@ -84,9 +84,26 @@ class Call:
 
     def tiles(self, name: Kernel) -> Tiles:
         """The tiles of one of the kernels."""
-        if name in self.forced:
-            return self.forced[name]
-        return tuned.chosen(config.key(name, self.sizes), self.sizes.tokens, self.target)
+        key = config.key(name, self.sizes)
+        tiles = self.forced.get(name) or tuned.chosen(key, self.sizes.tokens, self.target)
+        if tiles.specialised and not self._specialisable(tiles):
+            row = config.table(self.target.arch)[key]
+            return next(candidate for candidate in row if not candidate.specialised)
+        return tiles
+
+    def _specialisable(self, tiles: Tiles) -> bool:
+        """Whether `specialised_kernel` can be used: for whole tiles of what it knows, through descriptors."""
+        sizes, wide = self.sizes, 128
+        return (
+            self.fast
+            and sizes.gated
+            and self.up_bias is None
+            and sizes.head_dim == sizes.out_dim == wide
+            and sizes.tokens % tiles.tokens == sizes.width % tiles.rows == 0
+            and sizes.tokens * sizes.heads * sizes.subnetworks < 2**31
+            and all(x is not None and x.is_contiguous() and aligned(x) for x in (self.k, self.u, self.v))
+            and lies_flat(self.q)
+        )
 
     def parts(self, name: Kernel, pieces: int) -> int:
         """In how many parts a kernel over tokens splits what it walks over, so many pieces."""
@@ -194,8 +211,7 @@ class Call:
                 return False
             strides = [_token_strides(x, True)[1:] for x in walked if x is not None]
         size = self.q.dtype.itemsize
-        aligned = all(x is None or x.data_ptr() % 16 == 0 for x in walked)
-        return aligned and all(
+        return all(x is None or aligned(x) for x in walked) and all(
             last == 1 and all(s > 0 and s * size % 16 == 0 for s in others) for *others, last in strides
         )
 
@@ -228,6 +244,18 @@ def token_stride(x: Tensor) -> int | None:
     if length == 1:
         return x.stride(0)
     return x.stride(1) if batch == 1 or x.stride(0) == length * x.stride(1) else None
+
+
+def lies_flat(x: Tensor) -> bool:
+    """Whether a [B, T, H, C] operand has the layout of [N, H * C] rows, which a descriptor can load."""
+    step, (*_, columns) = token_stride(x), x.shape
+    flat = _strides(x)[2:] == (columns, 1) and step is not None and step >= x.shape[2] * columns
+    return flat and aligned(x) and (step or 0) * x.dtype.itemsize % 16 == 0
+
+
+def aligned(x: Tensor) -> bool:
+    """Whether it begins where a descriptor can."""
+    return x.data_ptr() % 16 == 0
 
 
 def _strides(x: Tensor | None) -> tuple[int, ...]:

@@ -34,6 +34,8 @@ class Tiles(NamedTuple):
         collected: the kernel of dQ keeps dR of all sub-networks, up to `COLLECTED`, in registers to the end.
         joined: where the rows of a decode are split over programs, the last one to end adds their sums; else
             another launch does.
+        specialised: the kernels of the weights' gradients have a warp that loads beside those that multiply:
+            `specialised_kernel`, where the operands allow it. The others are for where they do not.
 
     `resident` and `collected` are as ptxas needs them not to serialise the products (remarks C7510 to C7515).
     """
@@ -47,6 +49,7 @@ class Tiles(NamedTuple):
     resident: bool = False
     collected: bool = False
     joined: bool = False
+    specialised: bool = False
 
 
 Key = tuple[Kernel, int, int]
@@ -121,15 +124,18 @@ HOPPER: Table = {
         Tiles(16, 32, 2, 4, joined=True),
     ),
     ("decode", 2, 96): (
+        Tiles(16, 32, 4, 4, joined=True),
+        Tiles(16, 64, 4, 3, joined=True),
         Tiles(64, 64, 4, 4),
         Tiles(64, 64, 4, 2),
         Tiles(64, 32, 4, 2),
         Tiles(16, 128, 2, 3),
         Tiles(16, 128, 4, 3),
-        Tiles(16, 64, 4, 3, joined=True),
-        Tiles(16, 32, 4, 4, joined=True),
     ),
     ("decode", 2, 128): (
+        Tiles(16, 32, 4, 4, joined=True),
+        Tiles(16, 32, 2, 4, joined=True),
+        Tiles(16, 64, 4, 3, joined=True),
         Tiles(16, 64, 4, 3),
         Tiles(16, 64, 4, 4),
         Tiles(16, 64, 2, 4),
@@ -137,9 +143,6 @@ HOPPER: Table = {
         Tiles(64, 32, 4, 4),
         Tiles(64, 64, 4, 3, resident=True),
         Tiles(16, 128, 4, 3),
-        Tiles(16, 64, 4, 3, joined=True),
-        Tiles(16, 32, 4, 4, joined=True),
-        Tiles(16, 32, 2, 4, joined=True),
     ),
     ("decode", 2, 256): (Tiles(64, 32, 4, 3, 1), Tiles(64, 32, 4, 2, 1), Tiles(16, 32, 4, 3)),
     ("dq", 2, 64): (
@@ -150,13 +153,13 @@ HOPPER: Table = {
         Tiles(128, 64, 8, 3, 1, collected=True),
     ),
     ("dq", 2, 96): (
+        Tiles(64, 64, 4, 2, 2, collected=True),
         Tiles(128, 64, 8, 3, collected=True),
         Tiles(64, 64, 4, 2, collected=True),
         Tiles(64, 64, 4, 2, resident=True, collected=True),
         Tiles(128, 32, 8, 3, resident=True, collected=True),
         Tiles(128, 32, 8, 3, collected=True),
         Tiles(128, 64, 8, 3, 2, collected=True),
-        Tiles(64, 64, 4, 2, 2, collected=True),
     ),
     ("dq", 2, 128): (
         Tiles(128, 64, 8, 3, 1, collected=True),
@@ -177,12 +180,16 @@ HOPPER: Table = {
         Tiles(32, 64, 4, 3, 2),
     ),
     ("dk_du", 2, 128): (
+        Tiles(64, 128, 8, 2, 1, specialised=True),
+        Tiles(64, 128, 8, 3, 1, specialised=True),
         Tiles(64, 64, 4, 2, 1),
         Tiles(64, 64, 4, 3, 1),
         Tiles(64, 128, 8, 3, 1),
         Tiles(64, 64, 4, 2),
     ),
     ("dv", 2, 128): (
+        Tiles(64, 128, 8, 3, 1, specialised=True),
+        Tiles(32, 128, 8, 4, 1, specialised=True),
         Tiles(128, 64, 4, 3, 1),
         Tiles(64, 64, 4, 3, 1),
         Tiles(32, 64, 4, 2, 1),

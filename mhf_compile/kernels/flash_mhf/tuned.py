@@ -152,6 +152,12 @@ def spelled(tiles: Tiles) -> str:
     """
     blocks = [tiles.tokens, tiles.rows, *([tiles.columns] if tiles.columns else [])]
     tma = "tma" if tiles.described == 1 else f"tma x{tiles.described}"
-    chosen = {tma: tiles.described, "res": tiles.resident, "col": tiles.collected, "joined": tiles.joined}
+    chosen = {
+        tma: tiles.described,
+        "res": tiles.resident,
+        "col": tiles.collected,
+        "joined": tiles.joined,
+        "specialised": tiles.specialised,
+    }
     with_ = (name for name, is_set in chosen.items() if is_set)
     return " ".join(["x".join(map(str, blocks)), f"w{tiles.warps}", f"s{tiles.stages}", *with_])
