@@ -22,8 +22,8 @@ class Options:
         require: raise NotRewritten when a graph has fewer rewrites than this.
         dense: whether dense feed-forwards (one head, one sub-network) are rewritten: "auto" where it is
             measured to be a win, which is nowhere yet, "always", "never".
-        workspace: bytes that a call on a GPU may use for the hidden values of some tokens, where that is
-            faster than to keep them on the chip, or heads are too wide for it. None: a default for these.
+        workspace: bytes that a call on a GPU may use for the hidden values of some tokens, where heads are
+            too wide to keep them on the chip. None: a default.
         strict: raise internal errors of the analysis instead of logging them and leaving the graph alone.
     """
 

@@ -13,11 +13,11 @@ from typing import NamedTuple
 RECORD = Path(__file__).parents[1] / "results/static.txt"
 
 HEADING = (
-    f"{'arch':<7} {'kernel':<15}bits {'tiles':<33}regs  spill  shared  useful  mufu  matrix instructions\n"
+    f"{'arch':<7} {'kernel':<15}bits {'tiles':<37}regs  spill  shared  useful  mufu  matrix instructions\n"
     "tiles: tokens x rows x columns, warps, stages; tma: descriptors, x2 two of an operand; "
-    "res, col: q, dR in registers; spill, shared: bytes"
+    "res, col: q, dR in registers; specialised: warps of several kinds; spill, shared: bytes"
 )
-WIDTH = 60  # of what names a row
+WIDTH = 64  # of what names a row
 
 
 class Taken(NamedTuple):

@@ -109,8 +109,7 @@ def launches(arch: str, *, first: bool = False) -> Iterator[tuple[Key, Tiles, La
     """A launch of each candidate of the tables (`first`: of those in use until one tunes), on meta tensors.
 
     Operands are as the paper's models have them: bfloat16 or float32, contiguous, with R of 11 sub-networks,
-    silu; heads as wide as the row is for. Chunks are those of a dense feed-forward of 4096, or of heads as
-    wide as can be where programs walk over rows.
+    silu; heads as wide as the row is for. Chunks are those of a dense feed-forward of 4096.
     """
     for key, tiles in rows(arch, first=first):
         yield key, tiles, launch_of(key, tiles, arch)
@@ -131,7 +130,6 @@ def launch_of(key: Key, tiles: Tiles, arch: str, router: torch.dtype = torch.flo
     def meta(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    columns = columns or _walked(tiles)
     dense = columns == 0
     tokens = 16 if kernel.endswith("decode") else 4096
     heads, subnetworks, width, dim = (1, 1, 14336, 4096) if dense else (8, 11, 256, columns)
@@ -151,9 +149,8 @@ def launch_of(key: Key, tiles: Tiles, arch: str, router: torch.dtype = torch.flo
         "dk": lambda: backward.launches(call, q, (None, weight, None, None, None, None, None)),
         "du": lambda: backward.launches(call, q, (None, None, weight, None, None, None, None)),
         "dv": lambda: backward.launches(call, q, (None, None, None, weight, None, None, None)),
-        "chunk": lambda: [chunked.launch(call, slice(0, tokens), None, (wide, None, None, None))],
-        "chunk_decode": lambda: [chunked.launch(call, slice(0, tokens), None, (wide, None, None, None))],
-        "chunk_backward": lambda: [chunked.launch(call, slice(0, tokens), q, (wide, wide, wide, None))],
+        "chunk": lambda: [chunked.launch(call, slice(0, tokens), wide)],
+        "chunk_decode": lambda: [chunked.launch(call, slice(0, tokens), wide)],
     }
     (launch,) = make[kernel]()
     return launch
@@ -169,7 +166,9 @@ def resources(key: Key, tiles: Tiles, launch: Launch, arch: str) -> Resources:
         registers = int(_number(code, r"\.vgpr_count:\s+(\d+)"))
         spilled = 4 * int(_number(code, r"\.vgpr_spill_count:\s+(\d+)"))
     lanes = 32 if "cubin" in compiled.asm else 64
-    scores = tiles.tokens * tiles.rows / (tiles.warps * lanes)
+    # Each group of warps has its own code, and the first block of dV stands before the loop.
+    written = (4 if key[0] == "dv" else 2) if tiles.specialised else 1
+    scores = written * tiles.tokens * tiles.rows / (tiles.warps * lanes)
     return Resources(
         arch=arch,
         key=key,
@@ -178,7 +177,7 @@ def resources(key: Key, tiles: Tiles, launch: Launch, arch: str) -> Resources:
         spilled=spilled,
         shared=compiled.metadata.shared,
         matrix=dict(Counter(re.findall(MATRIX, code))),
-        useful=needed(key, tiles) / issued(compiled.asm["ttir"]),
+        useful=needed(key, tiles) / issued(compiled.asm.get("ttir") or compiled.asm["ttgir"]),
         special=len(re.findall(SPECIAL, code)) / scores,
         warnings=warnings,
     )
@@ -189,26 +188,21 @@ def needed(key: Key, tiles: Tiles) -> int:
     kernel, _, columns = key
     products = {
         "forward": 3, "decode": 3, "dq": 5, "weights": 6, "dk_du": 5, "dk": 4, "du": 3, "dv": 3,
-        "chunk": 2, "chunk_decode": 2, "chunk_backward": 3
+        "chunk": 2, "chunk_decode": 2,
     }[kernel]  # fmt: skip
-    return products * tiles.tokens * tiles.rows * (_walked(tiles) or tiles.columns or columns)
+    return products * tiles.tokens * tiles.rows * (tiles.columns or columns)
 
 
-def _walked(tiles: Tiles) -> int:
-    """The most columns that a kernel of chunks holds where it walks over rows; 0: it does not."""
-    return config.CLASSES[-1] if tiles.columns and tiles.described else 0
-
-
-def issued(ttir: str) -> int:
-    """Multiplications of the matrix products in the loops of Triton's code, an iteration of each."""
+def issued(code: str) -> int:
+    """Multiplications of the products in the loops of Triton's or Gluon's code, an iteration of each."""
     total, closing = 0, []
-    for line in ttir.splitlines():
+    for line in code.splitlines():
         indent = len(line) - len(line.lstrip())
         if "scf.for" in line:
             closing.append(indent)
         elif closing and line.lstrip().startswith("}") and indent <= closing[-1]:
             closing.pop()
-        shape = re.search(r"tt\.dot .*: tensor<(\d+)x(\d+)x\w+> \* tensor<\d+x(\d+)x", line)
+        shape = re.search(r"(?:tt\.|warp_group_)dot .*: \S+?<(\d+)x(\d+)x.*> \* \S+?<\d+x(\d+)x", line)
         if shape and closing:
             m, k, n = map(int, shape.groups())
             total += m * k * n

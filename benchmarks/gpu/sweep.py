@@ -14,7 +14,7 @@ from mhf_compile.kernels.flash_mhf.swept import Problem, Row, read
 
 HEADING = (
     f"{'kernel':<15}{'dtype':<9}{'columns':>7}{'tokens':>8}{'tried':>6}  {'fastest':<22}{'ms':>8}  "
-    f"{'ships':<26}{'ms':>8}{'lead':>6}  {'shipped then':<26}{'ms':>8}{'lead':>6}"
+    f"{'ships':<30}{'ms':>8}{'lead':>6}  {'shipped then':<30}{'ms':>8}{'lead':>6}"
 )
 NOTE = "lead: its time over that of the fastest; -: it was not measured, or there is no such row"
 
@@ -52,8 +52,8 @@ def against(problem: Problem, best: Row, tiles: Tiles | None) -> str:
     row = problem.row_of(tiles) if tiles else None
     name = tuned.spelled(tiles) if tiles else "-"
     if row is None or row.seconds is None or best.seconds is None:
-        return f"{name:<26}{'-':>8}{'-':>6}"
-    return f"{name:<26}{milliseconds(row)}{row.seconds / best.seconds:>6.2f}"
+        return f"{name:<30}{'-':>8}{'-':>6}"
+    return f"{name:<30}{milliseconds(row)}{row.seconds / best.seconds:>6.2f}"
 
 
 def further(problem: Problem, count: int) -> list[str]:

@@ -15,7 +15,7 @@ from benchmarks.formula import formula
 from benchmarks.gpu.errors import results
 from benchmarks.gpu.protocol import FULL
 from benchmarks.gpu.timing import Limits, Task, WallClock, race
-from mhf_compile.kernels.flash_mhf import backward, chunked, config, forward, waves
+from mhf_compile.kernels.flash_mhf import backward, config, forward, waves
 from mhf_compile.kernels.flash_mhf.config import Kernel, Sizes, Target, Tiles
 from mhf_compile.kernels.flash_mhf.launch import Call, Launch
 from mhf_compile.kernels.flash_mhf.tuned import spelled
@@ -23,7 +23,6 @@ from mhf_compile.kernels.flash_mhf.tuned import spelled
 MADE: dict[Kernel, tuple[int, ...]] = {
     "forward": (0,), "decode": (0,), "dq": (1, 5),
     "weights": (2, 3, 4), "dk_du": (2, 3), "dk": (2,), "du": (3,), "dv": (4,),
-    "chunk_backward": (1, 2, 3, 4, 5),
 }  # fmt: skip
 """What each kernel makes, of the output and the gradients of q, k, u, v and r."""
 
@@ -35,16 +34,12 @@ class Variant:
     Attributes:
         tiles: of the kernel.
         split: whether the tiles that are left for its last wave may be split.
-        on_chip: instead of a backward by chunks, one that keeps everything on the chip, with its own tiles.
     """
 
     tiles: Tiles
     split: bool
-    on_chip: bool = False
 
     def __str__(self) -> str:
-        if self.on_chip:
-            return "on the chip"
         return f"{spelled(self.tiles)}{'' if self.split else ', whole'}"
 
 
@@ -67,7 +62,7 @@ class Contest:
 
 
 def plan(target: Target, tokens: Sequence[int]) -> list[Contest]:
-    """The contests on a device: with a wave to split, few tokens or chunks, 96 columns, then the others.
+    """The contests on a device: with a wave to split, few tokens, 96 columns, then the others.
 
     All but those with a wave to split, and of few tokens, are at the first number of tokens: tiles are never
     chosen by it.
@@ -77,7 +72,7 @@ def plan(target: Target, tokens: Sequence[int]) -> list[Contest]:
     def order(contest: Contest) -> int:
         if contest.splits:
             return 0
-        if contest.kernel in ("decode", "chunk_backward"):
+        if contest.kernel == "decode":
             return 1
         return 2 if contest.sizes.head_dim == 96 else 3
 
@@ -92,11 +87,9 @@ def _contests(target: Target, tokens: int) -> Iterator[Contest]:
         sizes = Sizes(
             tokens, heads, heads, model.subnetworks, model.subnetwork_width, dim, dim, True, torch.bfloat16
         )
-        backwards: tuple[Kernel, ...] = ("chunk_backward",)
-        if config.backward_chunk(sizes, None, target.arch) is None:
+        backwards: tuple[Kernel, ...] = ()
+        if tokens > config.FEW and config.backward_chunk(sizes, None, target.arch) is None:
             backwards = ("dq", *config.weight_kernels(sizes, target.arch))
-        if tokens <= config.FEW:
-            backwards = ()
         for kernel in (config.forward_kernel(sizes), *backwards):
             variants = tuple(_variants(kernel, sizes, target))
             if len(variants) > 1:
@@ -106,19 +99,16 @@ def _contests(target: Target, tokens: int) -> Iterator[Contest]:
 def _variants(kernel: Kernel, sizes: Sizes, target: Target) -> Iterator[Variant]:
     """What no sweep says of the candidates of the table, against the first of them.
 
-    With a wave to split, another candidate may be the fastest. Those with two descriptors, and of chunks with
-    any, go through pointers as well, and those that are joined are also tried in two launches.
+    With a wave to split, another candidate may be the fastest. Those with two descriptors go through pointers
+    as well, and those that are joined are also tried in two launches.
     """
     row = config.table(target.arch)[config.key(kernel, sizes)]
-    few = 0 if kernel == "chunk_backward" else 1
-    new = [tiles for tiles in row if tiles.described > few or tiles.joined]
+    new = [tiles for tiles in row if tiles.described > 1 or tiles.joined]
     old = [x._replace(joined=False) if x.joined else x._replace(described=0) for x in new]
     for tiles in dict.fromkeys([*(row if kernel in config.OF_WEIGHTS else row[:1]), *new, *old]):
         yield Variant(tiles, split=True)
         if kernel in config.OF_WEIGHTS and waves.tail(kernel, sizes, tiles, target) is not None:
             yield Variant(tiles, split=False)
-    if kernel == "chunk_backward" and config.backward_chunk(sizes, 0, target.arch) is None:
-        yield Variant(row[0], split=True, on_chip=True)
 
 
 @dataclass
@@ -151,7 +141,7 @@ def operands(sizes: Sizes, device: str) -> tuple[list[Tensor], Tensor]:
 def prepared(
     contest: Contest, variant: Variant, xs: Sequence[Tensor], grad: Tensor, target: Target
 ) -> Prepared:
-    """One variant, whose results are NaN until it ran; of chunks, a whole backward."""
+    """One variant, whose results are NaN until it ran."""
     q, k, u, v, r = xs
     forced: Mapping[Kernel, Tiles] = {contest.kernel: variant.tiles}
     call = Call(q, k, u, v, r, None, None, "silu", 1.0, 1.0, target, forced=forced, split=variant.split)
@@ -159,8 +149,6 @@ def prepared(
     room = {place: torch.full_like(shapes[place], torch.nan) for place in MADE[contest.kernel]}
     made = list(room.values())
     grads = [*(room.get(place) for place in range(1, 6)), None, None]
-    if contest.kernel == "chunk_backward" and not variant.on_chip:
-        return Prepared(partial(_by_chunks, call, grad, grads), made)
     if contest.kernel in ("forward", "decode"):
         return Prepared(partial(_launch, forward.launches(call, made[0])), made)
     return Prepared(partial(_launch, backward.launches(call, grad, grads)), made)
@@ -169,15 +157,6 @@ def prepared(
 def _launch(launches: Sequence[Launch]) -> None:
     for launch in launches:
         launch.run()
-
-
-def _by_chunks(call: Call, grad: Tensor, grads: Sequence[Tensor | None]) -> None:
-    """The whole backward, in the workspace that it gets where heads are too wide."""
-    for x in grads:
-        if x is not None:
-            x.zero_()
-    chunk = config.backward_chunk(call.sizes, None, call.target.arch)
-    chunked.backward(call, grad, grads, chunk or call.sizes.tokens)
 
 
 def check(contest: Contest, number: int, device: str, target: Target) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """`python -m benchmarks.gpu.variants`: variants of the kernels, checked and timed on one GPU.
 
 They are the split of the last wave on and off, heads of 96 columns through descriptors and through pointers,
-few tokens in one launch and in two, and heads of 256 columns by the ways of a chunk and on the chip. All are
-first checked against float64, several at once, each with a time limit in a process that is replaced if the
-variant hangs, crashes or fails: that is a result. Those of a kernel that are right are then timed in turns,
-with nothing else on the device. What was found is in the JSON after each kernel. When the time is up nothing
-new is started; what was left out is there too.
+and few tokens in one launch and in two. All are first checked against float64, several at once, each with a
+time limit in a process that is replaced if the variant hangs, crashes or fails: that is a result. Those of a
+kernel that are right are then timed in turns, with nothing else on the device. What was found is in the JSON
+after each kernel. When the time is up nothing new is started; what was left out is there too.
 """
 
 import argparse

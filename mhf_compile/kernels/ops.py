@@ -83,9 +83,9 @@ def flash_mhf(
     Any strides, expanded operands included. B and T may be 0; the other sizes are at least 1.
 
     Memory: on the chip a call keeps everything but results and, for few tokens, float32 partial sums of them.
-    Heads of more than 256 columns (128 in float32), backward of more than 128, and of all where `workspace`
-    is enough for 2048 tokens or all there are, go by chunks of tokens instead, whose hidden values, and
-    gradients in backward, fill up to `workspace` bytes (None: 128 MiB; 256 tokens at least).
+    Heads of more than 256 columns (128 in float32), and of more than 128 in backward, go by chunks of tokens
+    instead, whose hidden values, and gradients in backward, fill up to `workspace` bytes (None: 128 MiB; 256
+    tokens at least; all in backward, where sums over chunks would take more).
     `mhf_compile.kernels.flash_mhf.memory` has the formulas. On a CPU, see `blocked`.
 
     Returns:

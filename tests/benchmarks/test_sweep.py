@@ -45,9 +45,10 @@ def test_further_rows_and_none_that_works(capsys, tmp_path):
 
 
 def test_the_sweep_of_an_h100_in_which_nothing_leads_any_more(capsys):
+    """Over what ships: that is the fastest, or came later."""
     sweep.main([str(H100)])
     out = capsys.readouterr().out
-    assert "NVIDIA H100" in out and out.count(" 1.00  ") == 15
+    assert "NVIDIA H100" in out and (out.count(" 1.00  "), out.count("       -     -  ")) == (9, 6)
 
 
 @pytest.mark.parametrize("text", ["", "{}", None])

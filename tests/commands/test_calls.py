@@ -20,9 +20,9 @@ CONFIG = ModelConfig(hidden=64, layers=2, attention_heads=2, ffn_heads=2, subnet
 class Heads(nn.Module):
     """Feed-forwards of 3 heads, laid out [B, H, T, D]; `bias` has one more operand."""
 
-    def __init__(self, bias=False):
+    def __init__(self, bias=False, dim=16):
         super().__init__()
-        self.k, self.u, self.v = (nn.Parameter(torch.randn(3, 24, 16)) for _ in range(3))
+        self.k, self.u, self.v = (nn.Parameter(torch.randn(3, 24, dim)) for _ in range(3))
         self.bias = nn.Parameter(torch.randn(3, 24)) if bias else None
 
     def forward(self, q):
@@ -191,5 +191,7 @@ def test_what_is_launched():
     assert [launch.name for launch in forward.of_tokens(1).launches(target)] == ["decode", "sum"]
     names = [launch.name for launch in backward.launches(target)]
     assert names[:2] == ["dq", "weights"] and set(names[2:]) <= {"sum"}  # of the last wave, in parts
-    chunked = replace(backward, workspace=10**9)
-    assert {launch.name for launch in chunked.launches(target)} == {"chunk_backward"}
+    wide, _ = fused_calls(Heads(dim=300), (torch.randn(1, 3, 40, 300),), {})
+    assert [{launch.name for launch in call.launches(target)} for call in wide] == [
+        {"chunk_decode"}, {"gradients"}
+    ]  # fmt: skip

@@ -80,15 +80,15 @@ def roundings(call: Call, operands: tuple[Tensor | None, ...], grad: Tensor) -> 
         the result          a sum over E and F, over tokens and heads of a group, or over F
 
     A result is rounded to its dtype in the end; Triton rounds hidden, d_gate and d_up as well, and the sums
-    over chunks of those: up to three in a row. Below the normal numbers a rounding is by half of the smallest
-    number there is, times the other factors. There Triton's interpreter takes any bfloat16 for any other,
-    also in an operand.
+    over chunks of those: up to three in a row. Chunks round gate, of degree 4, up and d_hidden, too. Below
+    the normal numbers a rounding is by half of the smallest number there is, times the other factors. There
+    Triton's interpreter takes any bfloat16 for any other, also in an operand.
     """
     own = torch.finfo(getattr(torch, call.dtype))
     single = min(own.eps, SINGLE.eps) / 2
     rows, tokens = call.subnetworks * call.width, call.batch * call.length * call.group
     count = 4 * (call.head_dim + 2) + call.head_dim + 1 + call.out_dim + 16 + 6 + max(2 * rows, tokens)
-    halves = 0 if call.way in BLOCKED else 3
+    halves = 0 if call.way in BLOCKED else 9 if in_chunks(call) else 3
     bound = magnitudes(call, operands, grad, BOUNDS.get(call.activation, BOUNDS["silu"]))
     below = limits(call, operands, grad)
     errors = {}
@@ -124,6 +124,11 @@ def gates(call: Call, operands: tuple[Tensor | None, ...]) -> tuple[Tensor, Tens
     return of(q, k, bias, call.gate_scale), magnitude
 
 
+def in_chunks(call: Call) -> bool:
+    """Whether backward goes by chunks, where gates are rounded to the operands' dtype before their bias."""
+    return call.way.endswith(" in chunks")
+
+
 def smooth(call: Call, operands: tuple[Tensor | None, ...]) -> bool:
     """Whether rounding cannot decide on which side of relu's kink a gate is.
 
@@ -135,5 +140,9 @@ def smooth(call: Call, operands: tuple[Tensor | None, ...]) -> bool:
         return True
     gate, magnitude = gates(call, operands)
     smallest = SINGLE.smallest_normal * SINGLE.eps * max(1.0, abs(call.gate_scale))
-    near = gate.abs() <= (call.head_dim + 2) * (SINGLE.eps * magnitude + smallest)
+    near = (call.head_dim + 2) * (SINGLE.eps * magnitude + smallest)
+    if in_chunks(call):
+        own = torch.finfo(getattr(torch, call.dtype))
+        near += own.eps * magnitude + own.smallest_normal * own.eps
+    near = gate.abs() <= near
     return not (near & (magnitude > 0)).any()

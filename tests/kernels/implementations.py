@@ -39,16 +39,18 @@ def implementation(way: str) -> Iterator[Any]:
 
         arch, _, how = way.partition(" in ")
         processors, adding = (3, 0) if how == "parts" else (8, waves.ADDING)
-        worthwhile, least = (0, 5) if how == "chunks" else (config.WORTHWHILE, config.LEAST_CHUNK)
-        options = {"target": config.Target(arch, processors), "workspace": 1 if how == "chunks" else None}
-        with (
-            patch.multiple(config, WORTHWHILE=worthwhile, LEAST_CHUNK=least),
-            patch.object(waves, "ADDING", adding),
-        ):
+        options = {"target": config.Target(arch, processors)}
+        chunk = _by_five if how == "chunks" else config.backward_chunk
+        with patch.object(config, "backward_chunk", chunk), patch.object(waves, "ADDING", adding):
             yield SimpleNamespace(
                 forward=functools.partial(forward.forward, **options),
                 backward=functools.partial(backward.backward, **options),
             )
+
+
+def _by_five(sizes: Any, workspace: int | None, arch: str) -> int:
+    """As `config.backward_chunk`: five tokens at a time."""
+    return min(5, sizes.tokens)
 
 
 @functools.cache

@@ -42,11 +42,9 @@ def test_every_size_has_a_kernel_for_each_pass(arch, dtype):
             for tokens in (1, 64, 65, 16384):
                 x = sizes(head_dim, out_dim, dtype=dtype, tokens=tokens)
                 on_chip = config.forward_chunk(x, None) is None
-                kernels = [config.forward_kernel(x) if on_chip else config.chunk_kernel(tokens, False)]
+                kernels = [config.forward_kernel(x) if on_chip else config.chunk_kernel(tokens)]
                 if config.backward_chunk(x, None, arch) is None:
                     kernels += ["dq", *config.weight_kernels(x, arch)]
-                else:
-                    kernels.append("chunk_backward")
                 assert all(config.key(kernel, x) in table for kernel in kernels)
 
 
@@ -65,6 +63,10 @@ def test_tables_are_sound(family):
             assert not tiles.resident or kernel in ("forward", "decode", "dq")
             assert not tiles.collected or kernel == "dq"
             assert not tiles.joined or kernel == "decode"
+            assert not tiles.specialised or (
+                kernel in ("dk_du", "dv") and tiles.described and tiles.warps == 8
+            )
+        assert not all(tiles.specialised for tiles in candidates)
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_9", "gfx1100", "cpu", ""])
@@ -82,16 +84,10 @@ def test_heads_up_to_256_columns_stay_on_the_chip_in_forward():
     assert config.forward_chunk(sizes(256, dtype=torch.float32), None) is not None  # too many registers
 
 
-def test_a_workspace_is_used_in_backward_where_it_is_enough():
-    per_token = 3 * 8 * 11 * 256 * 2
-    for head_dim in (64, 96, 128):
-        x = sizes(head_dim)
-        assert config.backward_chunk(x, None, "sm_80") is None
-        assert config.backward_chunk(x, 2048 * per_token - 1, "sm_80") is None
-        assert config.backward_chunk(x, 2048 * per_token, "sm_80") == 2048
-        assert config.backward_chunk(x, 10**12, "sm_80") == x.tokens
-    assert config.backward_chunk(sizes(gated=False), 2048 * per_token * 2 // 3, "sm_80") == 2048
-    assert config.backward_chunk(sizes(tokens=100), 100 * per_token, "sm_80") == 100
+@pytest.mark.parametrize("workspace", [None, 0, 10**12])
+def test_heads_up_to_128_columns_stay_on_the_chip_in_backward(workspace):
+    for head_dim in (16, 64, 96, 128):
+        assert config.backward_chunk(sizes(head_dim), workspace, "sm_80") is None
 
 
 def test_heads_too_wide_for_the_chip_take_a_workspace_unasked():
@@ -100,8 +96,24 @@ def test_heads_too_wide_for_the_chip_take_a_workspace_unasked():
     assert config.backward_chunk(x, None, "sm_80") == config.WORKSPACE // per_token // 128 * 128
     assert config.backward_chunk(x, 0, "sm_80") == config.LEAST_CHUNK
     assert config.backward_chunk(sizes(256, tokens=10), 0, "sm_80") == 10
+    assert config.backward_chunk(x, 2048 * per_token, "sm_80") == 2048
+    assert config.backward_chunk(sizes(256, gated=False), 2048 * per_token * 2 // 3, "sm_80") == 2048
     assert config.backward_chunk(sizes(256), 0, "sm_90") is None
     assert config.backward_chunk(sizes(256), 1, "sm_90") == config.LEAST_CHUNK
+
+
+def test_all_tokens_are_one_chunk_where_the_sums_over_chunks_would_take_more():
+    def dense(tokens, heads=1):
+        return config.Sizes(tokens, heads, 1, 1, 14336, 4096, 4096, True, torch.bfloat16)
+
+    per_token = 3 * dense(1).wide_bytes
+    summed = config.sum_bytes(dense(1))
+    assert summed == 4 * 14336 * (4 * 4096 + 3)
+    chunk = config.WORKSPACE // per_token // 128 * 128
+    most = chunk + summed // per_token
+    assert config.backward_chunk(dense(most), None, "sm_90") == most
+    assert config.backward_chunk(dense(most + 1), None, "sm_90") == chunk
+    assert config.backward_chunk(dense(most, heads=2), None, "sm_90") < most  # they share: sums there are
 
 
 @given(st.integers(1, 2000), st.integers(1, 200), st.sampled_from([4, 8]), st.integers(1, 300))

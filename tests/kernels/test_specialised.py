@@ -1,5 +1,6 @@
 """The kernels whose warps are of several kinds: where they are used, and on a GPU what they compute."""
 
+import sys
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from mhf_compile.kernels.flash_mhf import backward, config, forward, waves
 from mhf_compile.kernels.flash_mhf.ahead import compile_ahead
 from mhf_compile.kernels.flash_mhf.backward import weights_kernel
 from mhf_compile.kernels.flash_mhf.config import Target
-from mhf_compile.kernels.flash_mhf.launch import Call, Launch
+from mhf_compile.kernels.flash_mhf.launch import Call, Launch, _has_specialised
 from mhf_compile.kernels.flash_mhf.specialised import specialised_kernel
 
 from .battery import NAMES, Case, check, check_each_gradient_alone
@@ -81,6 +82,16 @@ def test_other_dtypes_and_devices_have_none():
     assert all(launch.kernel is weights_kernel for launch in kernels_of(call).values())
     call = replace(of_meta(GOOD), target=Target("sm_100", 148))
     assert all(launch.kernel is weights_kernel for launch in kernels_of(call).values())
+
+
+def test_without_gluon_there_are_none(monkeypatch):
+    name = specialised_kernel.__module__
+    monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
+    _has_specialised.cache_clear()
+    try:
+        assert all(found.kernel is weights_kernel for found in kernels_of(of_meta(GOOD)).values())
+    finally:
+        _has_specialised.cache_clear()
 
 
 def test_q_may_be_a_part_of_wider_rows_and_an_expanded_gradient_is_copied():

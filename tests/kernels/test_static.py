@@ -19,7 +19,7 @@ from mhf_compile.kernels.flash_mhf.launch import Call
 
 from .battery import ACTIVATIONS, UNGATED
 
-ELSEWHERE = [("forward", 2, 128), ("dq", 2, 96), ("dk_du", 2, 128), ("chunk_backward", 2, 0), ("dq", 4, 128)]
+ELSEWHERE = [("forward", 2, 128), ("dq", 2, 96), ("dk_du", 2, 128), ("chunk", 2, 0), ("dq", 4, 128)]
 ROWS = [("sm_90", key) for key in config.HOPPER] + list(product(("sm_80", "sm_100", "gfx942"), ELSEWHERE))
 
 

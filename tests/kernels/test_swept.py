@@ -74,15 +74,16 @@ def test_anything_else_is_no_sweep(tmp_path, change, why):
 
 
 def test_the_table_of_hopper_is_in_the_order_of_the_clock():
-    """Of each row that was swept, the first is the fastest, and what was measured of the rest follows."""
+    """Of each row, what was swept is in the order of the sweep; what was not may stand before it."""
     for problem in swept.read(H100).problems:
         candidates = config.HOPPER.get(problem.key)
         if candidates is None:
             assert problem.key == ("weights", 2, 128)  # dk_du and dv together are faster
             continue
+        known = [tiles for tiles in candidates if problem.row_of(tiles)]
         best = problem.measured()[0]
-        assert best.may_be(candidates[0]), problem.key
+        assert best.may_be(known[0]), problem.key
         if problem.key[0] == "decode":  # there, the first that hold more tokens are as they were
             continue
-        times = [row.seconds for tiles in candidates if (row := problem.row_of(tiles))]
+        times = [row.seconds for tiles in known if (row := problem.row_of(tiles))]
         assert times == sorted(times), problem.key

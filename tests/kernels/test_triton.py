@@ -22,7 +22,6 @@ from mhf_compile.kernels.flash_mhf import config, forward, waves
 from mhf_compile.kernels.flash_mhf.config import Target, Tiles
 from mhf_compile.kernels.flash_mhf.elementwise import slope
 from mhf_compile.kernels.flash_mhf.launch import Call, Launch, target_of
-from mhf_compile.kernels.flash_mhf.walk import walk_kernel
 
 from .battery import CASES, EMPTY, SLOPES, Case, check, check_each_gradient_alone, check_slope, formula
 
@@ -36,10 +35,10 @@ DEVICES = [
 # What there is to choose: pointers or descriptors, on the chip or by chunks of 256 tokens, and tiles in parts
 # that would be whole if parts had their cost.
 TARGETS = {
-    "pointers": (Target("sm_80", 8), None),
-    "descriptors": (Target("sm_90", 8), None),
-    "chunks": (Target("sm_90", 8), 10**9),
-    "parts": (Target("sm_90", 5), None),
+    "pointers": Target("sm_80", 8),
+    "descriptors": Target("sm_90", 8),
+    "chunks": Target("sm_90", 8),
+    "parts": Target("sm_90", 5),
 }
 USUAL = ("descriptors", torch.bfloat16)
 OTHERS = [("parts", torch.bfloat16), ("descriptors", torch.float32), ("chunks", torch.bfloat16)]
@@ -93,13 +92,14 @@ def kernels(request, monkeypatch):
     """An implementation for `battery`, on one of the targets; on a GPU on itself."""
     if request.param == "parts":
         monkeypatch.setattr(waves, "ADDING", 0)
-    device = request.getfixturevalue("device")
-    target, workspace = TARGETS[request.param]
+    if request.param == "chunks":
+        monkeypatch.setattr(config, "backward_chunk", lambda sizes, workspace, arch: min(256, sizes.tokens))
+    device, target = request.getfixturevalue("device"), TARGETS[request.param]
     if device == "cuda":
         target = None
         if request.param == "pointers":
             pytest.skip("is the same as with descriptors")
-    return implementation(workspace=workspace, target=target)
+    return implementation(target=target)
 
 
 @pytest.fixture
@@ -221,23 +221,6 @@ def test_each_gradient_of_wide_heads_has_a_kernel_where_there_is_no_workspace(
         names = {launch.name for launch in launched}
         assert {"dq", "dk", "dv"} | ({"du"} if case.gated else set()) <= names
         assert not any(name.startswith("chunk") for name in names)
-
-
-WALKED = {
-    "d 128": Case(length=35, kv_heads=1, head_dim=128, out_dim=128, subnetworks=3, width=64, biases=True),
-    "d 256, o 16": Case(batch=1, length=70, head_dim=256, width=128, gate_scale=0.7, scale=1.3, router=False),
-    "ungated": Case(length=300, head_dim=24, out_dim=24, width=64, gated=False, activation="gelu"),
-}
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("case", WALKED.values(), ids=WALKED)
-def test_chunks_by_programs_that_walk_over_rows(case, device, launched, monkeypatch):
-    row = ("chunk_backward", 2, 0)
-    monkeypatch.setitem(config.HOPPER, row, [x for x in config.HOPPER[row] if x.described])
-    target = Target("sm_90", 8) if device == "cpu" else None
-    check(implementation(target=target, workspace=2**20), case, torch.bfloat16, device)
-    assert device == "cuda" or any(launch.kernel is walk_kernel for launch in launched)
 
 
 FEW = {

@@ -49,7 +49,6 @@ def test_each_row_that_a_layer_needs_is_tried_once():
         ("weights", 2, 96),
         ("chunk", 2, 0),
         ("chunk_decode", 2, 0),
-        ("chunk_backward", 2, 0),
         ("forward", 2, 128),
         ("decode", 2, 128),
         ("dq", 2, 128),
@@ -63,7 +62,6 @@ def test_each_row_that_a_layer_needs_is_tried_once():
         "decode": 16,
         "chunk": 2048,
         "chunk_decode": 16,
-        "chunk_backward": 2048,
     }
 
 
@@ -79,10 +77,8 @@ def test_problems_reach_the_row_that_they_are_for(arch, dtype):
             assert sizes.held and config.forward_kernel(sizes) == kernel
         elif kernel in ("chunk", "chunk_decode"):
             assert config.forward_chunk(sizes, None) == sizes.tokens
-            assert config.chunk_kernel(sizes.tokens, backward=False) == kernel
+            assert config.chunk_kernel(sizes.tokens) == kernel
             assert sizes.head_dim == 8 * 64 and sizes.width == 11 * 256
-        elif kernel == "chunk_backward":
-            assert config.backward_chunk(sizes, 2**40, arch) == sizes.tokens
         else:
             assert kernel in ("dq", *config.weight_kernels(sizes, arch))
 
@@ -146,11 +142,8 @@ def tried(monkeypatch, kernel, candidates, measure=in_order, sizes=SMALL, failed
 @interpreted
 @pytest.mark.parametrize(
     ("kernel", "gated"),
-    [
-        (name, True)
-        for name in ("forward", "decode", "dq", "weights", "chunk", "chunk_decode", "chunk_backward")
-    ]
-    + [("weights", False), ("chunk_backward", False)],
+    [(name, True) for name in ("forward", "decode", "dq", "weights", "chunk", "chunk_decode")]
+    + [("weights", False)],
 )
 def test_candidates_of_each_kernel_agree(monkeypatch, kernel, gated):
     columns = 16 if kernel.startswith("chunk") else 0
@@ -208,7 +201,7 @@ def test_what_could_not_be_compiled_is_not_tried(monkeypatch):
         ("forward", Tiles(64, 64, 4, 2, True)),
         ("decode", Tiles(16, 32, 4, 2)),
         ("dq", Tiles(64, 32, 4, 2, True, resident=True, collected=True)),
-        ("chunk_backward", Tiles(64, 64, 4, 2, columns=32)),
+        ("chunk", Tiles(64, 64, 4, 2, columns=32)),
     ],
 )
 def test_what_is_compiled_ahead_is_what_is_launched(kernel, tiles):

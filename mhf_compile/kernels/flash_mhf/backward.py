@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mhf_compile.kernels.flash_mhf import chunked, config, specialised
+from mhf_compile.kernels.flash_mhf import chunked, config
 from mhf_compile.kernels.flash_mhf.config import Kernel, Target
 from mhf_compile.kernels.flash_mhf.elementwise import activate, cut_off, slope
 from mhf_compile.kernels.flash_mhf.launch import Call, Launch, lies_flat, target_of
@@ -357,6 +357,8 @@ def _weight_launches(
     sizes, tiles, tail = call.sizes, call.tiles(name), call.tail(name)
     partials, adding = tail_in_parts(wanted, tail, room)
     if tiles.specialised:
+        from mhf_compile.kernels.flash_mhf import specialised  # of Gluon: see `Call.tiles`
+
         return [specialised.launch(call, grad, name, wanted, tiles, tail, partials), *adding]
     row_blocks = sizes.subnetworks * triton.cdiv(sizes.width, tiles.rows)
     grid: tuple[int, ...] = (row_blocks, sizes.kv_heads)

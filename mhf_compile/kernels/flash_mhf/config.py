@@ -17,7 +17,6 @@ from mhf_compile.kernels.flash_mhf.tables import Tiles as Tiles
 
 FEW = 64  # tokens up to which the forward kernel is "decode", bound by memory bandwidth
 COLLECTED = 32  # sub-networks whose dR fits into registers
-WORTHWHILE = 2048  # tokens that a chunk must hold, or all there are, to beat the kernels on the chip
 LEAST_CHUNK = 256  # tokens of a chunk, whatever it takes
 WORKSPACE = 128 * 2**20  # bytes, where heads are too wide for the chip and nobody says how much
 
@@ -102,9 +101,9 @@ def forward_kernel(sizes: Sizes) -> Kernel:
     return "decode" if sizes.tokens <= FEW else "forward"
 
 
-def chunk_kernel(tokens: int, backward: bool) -> Kernel:
+def chunk_kernel(tokens: int) -> Kernel:
     """The row of the kernel of a chunk of so many tokens."""
-    return "chunk_backward" if backward else "chunk_decode" if tokens <= FEW else "chunk"
+    return "chunk_decode" if tokens <= FEW else "chunk"
 
 
 def fitting(kernel: Kernel, tokens: int, candidates: Sequence[Tiles]) -> tuple[Tiles, ...]:
@@ -135,16 +134,25 @@ def forward_chunk(sizes: Sizes, workspace: int | None) -> int | None:
 def backward_chunk(sizes: Sizes, workspace: int | None, arch: str) -> int | None:
     """Tokens whose hidden values and gradients go to memory at a time in backward; None: on the chip.
 
-    Heads of up to 128 columns stay there, unless `workspace` bytes are enough for the faster way: three
-    units of work in a kernel and five in the library's products, where the kernels on the chip need 11 or 13.
-    Wider heads, for which they need 15, stay there where there are kernels and the call may use nothing.
+    Heads of up to 128 columns stay there. Wider ones stay where there are kernels and the call may use no
+    `workspace` (None: `WORKSPACE` bytes): on the chip they need 15 units of work, by chunks 8. All tokens are
+    one chunk where that takes no more memory than a chunk and the sums over chunks.
     """
+    if key("dq", sizes) in table(arch) and sizes.held is not None and (sizes.held <= 128 or workspace == 0):
+        return None
     per_token = sizes.wide_bytes * (3 if sizes.gated else 2)
-    if key("dq", sizes) in table(arch) and sizes.held is not None:
-        enough = min(sizes.tokens, WORTHWHILE) * per_token
-        if workspace == 0 or (sizes.held <= 128 and (workspace is None or workspace < enough)):
-            return None
-    return _chunk(sizes, per_token, workspace)
+    chunk = _chunk(sizes, per_token, workspace)
+    summed = sum_bytes(sizes) if sizes.heads == sizes.kv_heads else 0
+    return sizes.tokens if (sizes.tokens - chunk) * per_token <= summed else chunk
+
+
+def sum_bytes(sizes: Sizes, k: bool = True, u: bool = True, v: bool = True) -> int:
+    """Of the float32 sums, over chunks, of dK, dU and dV, as far as they are wanted, and of one product."""
+    if sizes.dtype.itemsize >= 4:
+        return 0  # the gradients themselves are the sums
+    columns = (k + (u and sizes.gated)) * sizes.head_dim + v * sizes.out_dim
+    product = max(sizes.head_dim, sizes.out_dim) + 3
+    return 4 * sizes.kv_heads * sizes.subnetworks * sizes.width * (columns + product)
 
 
 def _chunk(sizes: Sizes, per_token: int, workspace: int | None) -> int:

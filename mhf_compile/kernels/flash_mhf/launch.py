@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -95,7 +96,8 @@ class Call:
         """Whether `specialised_kernel` can be used: for whole tiles of what it knows, through descriptors."""
         sizes, wide = self.sizes, 128
         return (
-            self.fast
+            _has_specialised()
+            and self.fast
             and sizes.gated
             and self.up_bias is None
             and sizes.head_dim == sizes.out_dim == wide
@@ -164,7 +166,7 @@ class Call:
         ]  # fmt: skip
         sizes = self.sizes
         d, o = config.columns(sizes.head_dim), config.columns(sizes.out_dim)
-        holds = described or not tiles.columns  # all columns of what it walks over
+        holds = not tiles.columns  # all columns of what it walks over
         if holds:
             operands += self._describe(operands, name, tiles) if described else [None] * len(_walked(name))
         most = max(16, 1 << (sizes.subnetworks - 1).bit_length())
@@ -229,7 +231,17 @@ class Call:
         return second
 
 
-WALK_ROWS = ("forward", "decode", "dq", "chunk_backward")
+@cache
+def _has_specialised() -> bool:
+    """Whether Triton has what `specialised` takes from its experimental part, Gluon."""
+    try:
+        import_module("mhf_compile.kernels.flash_mhf.specialised")
+    except ImportError:
+        return False
+    return True
+
+
+WALK_ROWS = ("forward", "decode", "dq")
 """The kernels that walk over k, u and v; those of the weights' gradients walk over q and the gradient."""
 
 

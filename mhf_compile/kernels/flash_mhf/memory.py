@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import triton
 
-from mhf_compile.kernels.flash_mhf import config
+from mhf_compile.kernels.flash_mhf import chunked, config
 from mhf_compile.kernels.flash_mhf.launch import Call
 
 
@@ -41,7 +41,8 @@ def backward_bytes(call: Call, needs: Sequence[bool], workspace: int | None = No
     On the chip these are dQ where the sub-networks are split over P > 1 programs, R in another layout, and
     the last rows of the other gradients, where those are left in P' parts: see `waves.split`. With kernels of
     dK and dU, and of dV, it is the larger of the two.
-    3 s C W are hidden and the gradients of gate and up. Beside them are parts of dR, of blocks of rows.
+    3 s C W are gate, up and the gradient of hidden, in whose place come hidden and the gradients of gate and
+    up. Beside them are parts of dR, of blocks of rows.
     The last line are sums in float32: of dQ of a chunk, and of the others where there are several chunks or
     heads share weights. For operands in float32 the gradients themselves are the sums.
     """
@@ -59,17 +60,16 @@ def backward_bytes(call: Call, needs: Sequence[bool], workspace: int | None = No
         )
         router = sizes.subnetworks if call.r is not None and weights else 0
         return grads + 4 * sizes.tokens * sizes.heads * (queries + router) + _tail_bytes(call, needs)
-    q, k, u, v, r, gate_bias, up_bias = needs
-    rows = sizes.subnetworks * sizes.width
-    row_blocks = sizes.subnetworks * triton.cdiv(sizes.width, call.tiles("chunk_backward").rows)
-    wide = chunk * sizes.wide_bytes * (v + (q or k or gate_bias) + (sizes.gated and (q or u or up_bias)))
+    q, k, u, v, r, *_ = needs
+    row_blocks = sizes.subnetworks * triton.cdiv(sizes.width, chunked.block_rows(sizes))
+    gradients = len(wanted) > v
+    wide = chunk * sizes.wide_bytes * (1 + sizes.gated + gradients)
     router = 4 * chunk * sizes.heads * (row_blocks + sizes.subnetworks) if call.r is not None and r else 0
     sums = 0
     if size < 4 and q and sizes.gated:
         sums += 8 * sizes.kv_heads * chunk * sizes.head_dim
-    if size < 4 and (chunk < sizes.tokens or call.group > 1):
-        columns = (k + u) * sizes.head_dim + v * sizes.out_dim + max(sizes.head_dim, sizes.out_dim) + 3
-        sums += 4 * sizes.kv_heads * rows * columns
+    if chunk < sizes.tokens or call.group > 1:
+        sums += config.sum_bytes(sizes, k, u, v)
     return grads + wide + router + sums
 
 

@@ -8,10 +8,10 @@ every one of them, without a GPU, and holds what it takes against a record.
 from typing import Literal, NamedTuple
 
 Kernel = Literal[
-    "forward", "decode", "dq", "weights", "dk_du", "dk", "du", "dv", "chunk", "chunk_decode", "chunk_backward"
+    "forward", "decode", "dq", "weights", "dk_du", "dk", "du", "dv", "chunk", "chunk_decode"
 ]  # fmt: skip
 KERNELS: tuple[Kernel, ...] = (
-    "forward", "decode", "dq", "weights", "dk_du", "dk", "du", "dv", "chunk", "chunk_decode", "chunk_backward"
+    "forward", "decode", "dq", "weights", "dk_du", "dk", "du", "dv", "chunk", "chunk_decode"
 )  # fmt: skip
 
 OF_WEIGHTS: tuple[Kernel, ...] = ("weights", "dk_du", "dk", "du", "dv")
@@ -28,8 +28,7 @@ class Tiles(NamedTuple):
         stages: of the pipeline that loads what the program walks over.
         described: through how many descriptors (TMA) of an operand, one for each tile of its `columns`, loads
             go at most, where the operands allow it. The others go through pointers.
-        columns: that a chunk kernel takes at a time; the others hold all, as does a backward of chunks where
-            it is described.
+        columns: that a chunk kernel takes at a time; the others hold all.
         resident: the kernels of forward and dQ keep q in registers, not in shared memory.
         collected: the kernel of dQ keeps dR of all sub-networks, up to `COLLECTED`, in registers to the end.
         joined: where the rows of a decode are split over programs, the last one to end adds their sums; else
@@ -77,15 +76,14 @@ FLOAT32: Table = {
     ("dv", 4, 128): (Tiles(16, 32, 8, 1),),
     ("chunk", 4, 0): (Tiles(64, 32, 8, 2, columns=32),),
     ("chunk_decode", 4, 0): (Tiles(16, 32, 4, 2, columns=32),),
-    ("chunk_backward", 4, 0): (Tiles(32, 32, 4, 2, columns=32),),
 }
 
 # 227 KB of shared memory; a product of a warpgroup, 4 warps, has at least 64 rows. By the clock of one H100:
 # benchmarks/results/h100/sweep.json, in its order for each row. Two programs of 4 warps on a multiprocessor
 # beat one of 8 where a kernel walks over tokens: one multiplies while the other does elementwise work.
-# Not in that sweep: two descriptors, chunk, chunk_decode, decode at 256, a decode at 128 that keeps q in
-# registers, decode of more than one token, and whether dq collected dR. Without that ptxas serialises its
-# products at 96 columns.
+# Not in that sweep: chunk, chunk_decode, decode at 256, a decode at 128 that keeps q in registers, decode of
+# more than one token, and whether dq collected dR. Without that ptxas serialises its products at 96 columns.
+# Two descriptors, specialised and joined ones are by the clock of one H200: benchmarks/results/h200.
 HOPPER: Table = {
     ("forward", 2, 64): (
         Tiles(128, 64, 8, 3, 1),
@@ -195,7 +193,7 @@ HOPPER: Table = {
         Tiles(32, 64, 4, 2, 1),
         Tiles(64, 128, 8, 3, 1),
     ),
-    # Not measured, and chosen only where a call may use no workspace.
+    # Slower than by chunks, and chosen only where a call may use no workspace.
     ("dq", 2, 256): (Tiles(64, 32, 4, 2, 1, collected=True), Tiles(64, 32, 4, 1, 1), Tiles(128, 32, 8, 1, 1)),
     ("dk", 2, 256): (Tiles(32, 64, 4, 2, 1), Tiles(64, 64, 4, 1, 1), Tiles(32, 64, 4, 1, 1)),
     ("du", 2, 256): (Tiles(32, 64, 4, 2, 1), Tiles(64, 64, 4, 1, 1)),
@@ -205,15 +203,6 @@ HOPPER: Table = {
         Tiles(64, 64, 4, 4, columns=64),
         Tiles(64, 32, 4, 4, columns=128),
         Tiles(16, 64, 4, 4, columns=64),
-    ),
-    ("chunk_backward", 2, 0): (
-        Tiles(64, 64, 4, 3, columns=64),
-        Tiles(64, 64, 4, 4, columns=64),
-        Tiles(64, 64, 4, 4, columns=32),
-        Tiles(128, 64, 8, 4, columns=64),
-        Tiles(64, 32, 4, 2, 1, columns=64),
-        Tiles(64, 64, 4, 1, 1, columns=64),
-        Tiles(128, 32, 8, 1, 1, columns=64),
     ),
     **FLOAT32,
 }
@@ -237,7 +226,6 @@ BLACKWELL: Table = {
     ("dv", 2, 128): (Tiles(64, 128, 8, 2, 1),),
     ("chunk", 2, 0): (Tiles(128, 128, 8, 3, columns=64),),
     ("chunk_decode", 2, 0): (Tiles(64, 64, 4, 4, columns=64),),
-    ("chunk_backward", 2, 0): (Tiles(128, 64, 8, 3, columns=64),),
     **FLOAT32,
 }
 
@@ -266,11 +254,6 @@ AMPERE: Table = {
     ("dv", 2, 128): (Tiles(64, 64, 8, 2), Tiles(32, 64, 4, 2), Tiles(32, 64, 4, 3), Tiles(64, 64, 4, 2)),
     ("chunk", 2, 0): (Tiles(128, 64, 8, 3, columns=32),),
     ("chunk_decode", 2, 0): (Tiles(16, 64, 4, 3, columns=64),),
-    ("chunk_backward", 2, 0): (
-        Tiles(128, 64, 8, 3, columns=32),
-        Tiles(64, 64, 4, 3, columns=32),
-        Tiles(64, 64, 4, 3, columns=64),
-    ),
     **FLOAT32,
 }
 
@@ -293,11 +276,6 @@ CDNA: Table = {
     ("dv", 2, 128): (Tiles(32, 64, 4, 2), Tiles(32, 64, 4, 1), Tiles(64, 64, 4, 2)),
     ("chunk", 2, 0): (Tiles(128, 128, 8, 2, columns=32), Tiles(128, 64, 4, 2, columns=32)),
     ("chunk_decode", 2, 0): (Tiles(32, 64, 4, 2, columns=32), Tiles(16, 64, 4, 2, columns=32)),
-    ("chunk_backward", 2, 0): (
-        Tiles(128, 64, 4, 2, columns=32),
-        Tiles(128, 128, 8, 2, columns=32),
-        Tiles(64, 64, 4, 2, columns=64),
-    ),
     **FLOAT32,
     ("dk_du", 4, 128): (Tiles(16, 32, 8, 1),),
 }

@@ -127,12 +127,6 @@ def store_tiles(x, rows, in_rows, tiles, factor, COLUMNS: tl.constexpr, SIZE: tl
 
 
 @triton.jit
-def store_block(x, head, row, column, tile):
-    """Store a tile through the descriptor of a [H, rows, columns] result; what is outside is left out."""
-    x.store([head, row, column], tile.to(x.dtype).reshape(1, tile.shape[0], tile.shape[1]))
-
-
-@triton.jit
 def store_or_leave(
     x, parts, rows, shift, stride, in_part, in_rows, tiles, factor, COLUMNS: tl.constexpr, SIZE: tl.constexpr
 ):  # fmt: skip

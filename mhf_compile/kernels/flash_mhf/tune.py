@@ -19,6 +19,7 @@ from mhf_compile.kernels.flash_mhf.config import Kernel, Key, Sizes, Target, Til
 from mhf_compile.kernels.flash_mhf.launch import Call, Launch
 
 TOKENS = 16384  # of a training step
+CHUNK = 2048  # of them in a chunk, about as many as a workspace holds
 DECODED = 16  # sequences that go on by a token each
 
 Measure = Callable[[Sequence[Callable[[], object]]], Sequence[float]]
@@ -47,14 +48,14 @@ def problems(
 ) -> dict[Key, Sizes]:
     """What to try each row of the tables on, that some layers need: the first of these layers.
 
-    `decoded` of its tokens are for decode, and as many as make a chunk worthwhile for chunks. The forward
-    kernels of a chunk are for heads that are too wide for others: they are tried on the layer with one head.
+    `decoded` of its tokens are for decode, and `CHUNK` for chunks. These are for heads that are too wide for
+    others: they are tried on the layer with one head.
     """
     rows: dict[Key, Sizes] = {}
     for layer in layers:
         layer = layer._replace(tokens=tokens)
-        chunk = layer._replace(tokens=min(tokens, config.WORTHWHILE))
-        dense = chunk._replace(
+        dense = layer._replace(
+            tokens=min(tokens, CHUNK),
             heads=1,
             kv_heads=1,
             subnetworks=1,
@@ -66,11 +67,7 @@ def problems(
         if layer.held:
             needed += [("forward", layer), ("decode", layer._replace(tokens=decoded))]
             needed += [(name, layer) for name in ("dq", *config.weight_kernels(layer, arch))]
-        needed += [
-            ("chunk", dense),
-            ("chunk_decode", dense._replace(tokens=decoded)),
-            ("chunk_backward", chunk),
-        ]
+        needed += [("chunk", dense), ("chunk_decode", dense._replace(tokens=decoded))]
         for kernel, sizes in needed:
             rows.setdefault(config.key(kernel, sizes), sizes)
     return {key: sizes for key, sizes in rows.items() if key in config.table(arch)}
@@ -189,16 +186,8 @@ def _launches(kernel: Kernel, call: Call, grad: Tensor) -> tuple[list[Launch], C
         out = room(*q.shape[:3], sizes.out_dim)
         return forward.launches(call, out), lambda: [out]
     if kernel.startswith("chunk"):
-        here = slice(0, sizes.tokens)
-        backwards = kernel == "chunk_backward"
-        count = 2 + sizes.gated if backwards else 1  # hidden, and the gradients of gate and up
-        wide = [room(sizes.heads, sizes.tokens, sizes.subnetworks * sizes.width) for _ in range(count)]
-        padded: list[Tensor | None] = [*wide, *[None] * (3 - count)]
-        if not backwards:
-            return [chunked.launch(call, here, None, [*padded, None])], lambda: wide
-        parts = chunked.router_parts(call, here, grad).fill_(torch.nan)
-        launch = chunked.launch(call, here, grad, [*padded, parts])
-        return [launch], lambda: [*wide, parts.sum(-1)]
+        hidden = room(sizes.heads, sizes.tokens, sizes.subnetworks * sizes.width)
+        return [chunked.launch(call, slice(0, sizes.tokens), hidden)], lambda: [hidden]
     operands = (call.q, call.k, call.u, call.v, call.r)
     made = {"dq": (0, 4), "weights": (1, 2, 3), "dk_du": (1, 2), "dk": (1,), "du": (2,), "dv": (3,)}[kernel]
     grads = [
