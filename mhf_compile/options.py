@@ -20,8 +20,8 @@ class Options:
             registered one.
         prove: "auto" proves each distinct region once, "always" each region, "never" none.
         require: raise NotRewritten when a graph has fewer rewrites than this.
-        dense: whether dense feed-forwards (one head, one sub-network) are rewritten: "auto" where it is
-            measured to be a win, which is nowhere yet, "always", "never".
+        dense: whether dense feed-forwards (one head, one sub-network) are rewritten: "auto", where the model
+            of costs says that it is a gain, "always", "never".
         workspace: bytes that a call on a GPU may use for the hidden values of some tokens, where heads are
             too wide to keep them on the chip. None: a default.
         strict: raise internal errors of the analysis instead of logging them and leaving the graph alone.

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from mhf_compile.matching.match import Match, Unmatched
-from mhf_compile.matching.reasons import NoMatch, Refusal
+from mhf_compile.matching.reasons import NoMatch
 from mhf_compile.matching.search import find
 from mhf_compile.rewriting.proof import Proofs
 from mhf_compile.rewriting.recomputing import recompute_copies
@@ -41,12 +41,7 @@ def plan(tape: Tape, prove: str, dense: str) -> tuple[list[Replacement], list[Un
 
     def accept(match: Match) -> None:
         region = Region(tape, match)
-        check(region)
-        if match.is_dense and dense != "always":
-            raise Refusal(
-                f"a dense feed-forward is left to the inner compiler: flashmhf.dense is {dense!r}",
-                advice='set "flashmhf.dense" to "always" to rewrite it all the same',
-            )
+        check(region, dense)
         accepted[match] = Replacement(match, region, proofs.prove(match, region))
 
     results = find(tape, accept)

@@ -16,20 +16,26 @@ from mhf_compile.notation.fold import parts
 from mhf_compile.patterns.pattern import Purpose
 from mhf_compile.reading.reader import Reader
 from mhf_compile.reading.rules import Kind
+from mhf_compile.rewriting.cost import estimates
 from mhf_compile.rewriting.region import Region
 from mhf_compile.tape.operations import CREATIONS, GATHERS
 from mhf_compile.tape.source import source_of
 from mhf_compile.tape.values import Op, State, Value
 
 
-def check(region: Region) -> None:
-    """Raise Refusal where a region cannot be left out."""
-    for refusal in _refusals(region):
+def check(region: Region, dense: str) -> None:
+    """Raise Refusal where a region cannot be left out, or a fused call in its place would cost more.
+
+    Args:
+        region: of a match.
+        dense: whether dense feed-forwards are replaced, as in the options.
+    """
+    for refusal in _refusals(region, dense):
         if refusal is not None:
             raise refusal
 
 
-def _refusals(region: Region) -> Iterator[Refusal | None]:
+def _refusals(region: Region, dense: str) -> Iterator[Refusal | None]:
     """What each check says, in the order in which a user is told."""
     for leaf in region.match.leaves:
         for value in parts(leaf.value):
@@ -51,6 +57,7 @@ def _refusals(region: Region) -> Iterator[Refusal | None]:
     yield without_an_entry(region)
     for value in region.tape.values[region.match.root.time + 1 :]:
         yield reshaped_or_written_later(region, value)
+    yield left_to_the_compiler(region, dense) if region.match.is_dense else dearer(region)
 
 
 # -- operands -----------------------------------------------------------------------------------------------
@@ -205,7 +212,9 @@ def repeated_weights(region: Region) -> Refusal | None:
         size, least = (math.prod(notation.known(a.size, match.hints) for a in some) for some in (axes, own))
         if size - least > match.hidden:
             others = operands.keys() - pattern.of(Purpose.INPUT)
-            has = [other for other in others if axes - own <= set(operands[other].leaves[0].axes)]
+            has = [
+                x for x in others if axes - own <= {a for leaf in operands[x].leaves[:1] for a in leaf.axes}
+            ]
             each = " or ".join(pattern.counted(pattern.broadcast))
             return Refusal(
                 f"{pattern.words(has)} have entries for each {each}, "
@@ -274,3 +283,43 @@ def reshaped_or_written_later(region: Region, value: Value) -> Refusal | None:
     if alias and value.handle.born < root.time and value in region.tape.used:
         return Refusal(f"{value} shares memory with the result {root}, which is written to later", value)
     return None
+
+
+# -- what it costs ------------------------------------------------------------------------------------------
+
+GAIN = 0.7
+"""A dense feed-forward is replaced where the model of costs says that a fused call takes less of its time."""
+
+LOSS, NOTICEABLE = 1.5, 1e-3
+"""Others are not where it takes more than so many times as long, and longer by so many seconds at least."""
+
+
+def left_to_the_compiler(region: Region, dense: str) -> Refusal | None:
+    """Whether a dense feed-forward is not to be replaced, or would gain nothing."""
+    fused, program = estimates(region)
+    if dense == "always" or (dense == "auto" and fused < GAIN * program):
+        return None
+    why = f", which takes about {_time(program)}, a fused call {_time(fused)}" if dense == "auto" else ""
+    return Refusal(
+        f"a dense feed-forward is left to the inner compiler{why}: flashmhf.dense is {dense!r}",
+        region.match.root,
+        advice='set "flashmhf.dense" to "always" to rewrite it all the same',
+    )
+
+
+def dearer(region: Region) -> Refusal | None:
+    """Whether a fused call would take much longer than the program does."""
+    fused, program = estimates(region)
+    if fused <= LOSS * program or fused - program <= NOTICEABLE:
+        return None
+    return Refusal(
+        f"a fused call would take about {_time(fused)} where the program takes {_time(program)}",
+        region.match.root,
+        advice="give each head more tokens at a time",
+    )
+
+
+def _time(seconds: float) -> str:
+    """A time, to two digits: "0.13 ms", "240 ms"."""
+    value = float(f"{1e3 * seconds:.2g}")
+    return f"{value:g} ms"

@@ -1,0 +1,191 @@
+"""What a fused call costs, and what the program does in its place: a model of sizes, in seconds.
+
+Work is counted in multiply-adds, bytes read and written, and calls; a machine says what each of them takes,
+one after the other. What the rest of the program may be fused into is taken as it can be at best: of the
+program's elementwise operations only the results of products are counted, once written and once read. So the
+model says which of two ways is the faster where they differ by much; it is not a clock. Its numbers are of
+the figures in docs/kernels.md, and of `make bench`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import sympy
+import torch
+
+from mhf_compile import notation
+from mhf_compile.kernels.flash_mhf.blocked import block_sizes
+from mhf_compile.matching.match import Match
+from mhf_compile.reading.rules import RULES, Kind
+from mhf_compile.rewriting.region import Region
+from mhf_compile.tape.values import Op, Value
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What things take, in seconds.
+
+    Attributes:
+        multiply: a multiply-add of a large product.
+        byte: to read or write a byte of memory.
+        call: a kernel, or an operation of PyTorch.
+        tile: tokens that are multiplied at a time, whether there are so many or not.
+    """
+
+    multiply: float
+    byte: float
+    call: float
+    tile: int
+
+
+# Two threads of a server's processor, whose caches hold much of what is wide; others take their share of
+# either way. An H100 or H200 in half precision, and in float32, without TF32. Of other GPUs the ratios are
+# taken to be alike.
+CPU = Machine(multiply=1 / 55e9, byte=1 / 40e9, call=8e-6, tile=1)
+GPU = Machine(multiply=1 / 390e12, byte=1 / 3e12, call=4e-6, tile=16)
+GPU_FLOAT32 = Machine(multiply=1 / 25e12, byte=1 / 3e12, call=4e-6, tile=16)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done: multiply-adds, bytes read and written, and calls."""
+
+    products: float = 0
+    bytes: float = 0
+    calls: float = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.products + other.products, self.bytes + other.bytes, self.calls + other.calls)
+
+    def __mul__(self, times: float) -> Work:
+        return Work(self.products * times, self.bytes * times, self.calls * times)
+
+    def seconds(self, machine: Machine) -> float:
+        """The time that it takes."""
+        return self.products * machine.multiply + self.bytes * machine.byte + self.calls * machine.call
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a fused call, as `mhf_compile.kernels.ops.flash_mhf` names them."""
+
+    tokens: int
+    heads: int
+    kv_heads: int
+    subnetworks: int
+    width: int
+    head_dim: int
+    out_dim: int
+    gated: bool
+    itemsize: int
+
+    @classmethod
+    def of(cls, match: Match, dtype: torch.dtype) -> Sizes:
+        """Those of a match, with hints for symbolic ones."""
+
+        def size(field: str) -> int:
+            roles = match.pattern.fields[field]
+            return math.prod(notation.known(match.unification.size(role), match.hints) for role in roles)
+
+        return cls(
+            tokens=size("tokens"),
+            heads=size("heads"),
+            kv_heads=size("kv_heads"),
+            subnetworks=size("subnetworks"),
+            width=size("width"),
+            head_dim=size("head_dim"),
+            out_dim=size("out_dim"),
+            gated="u" in match.unification.operands,
+            itemsize=dtype.itemsize,
+        )
+
+    @property
+    def columns(self) -> int:
+        """Multiply-adds of a hidden value: of its gate, of its up, and of its values."""
+        return self.head_dim * (1 + self.gated) + self.out_dim
+
+    @property
+    def wide(self) -> int:
+        """Hidden values of all heads and sub-networks at one token."""
+        return self.heads * self.subnetworks * self.width
+
+
+def estimates(region: Region) -> tuple[float, float]:
+    """Seconds that a fused call in the place of a region takes, with its operands, and the region itself."""
+    match, dtype = region.match, region.dtype
+    machine = machine_of(match.root.device, dtype)
+    training = match.root.requires_grad
+    sizes = Sizes.of(match, dtype)
+    call = of_call(sizes, machine is CPU, training, machine.tile) + of_operands(match, dtype)
+    return call.seconds(machine), of_program(region, match.hints).seconds(machine)
+
+
+def machine_of(device: torch.device, dtype: torch.dtype) -> Machine:
+    """The machine that a device is taken for."""
+    if device.type == "cpu":
+        return CPU
+    return GPU if dtype.itemsize == 2 else GPU_FLOAT32
+
+
+def of_call(sizes: Sizes, on_cpu: bool, training: bool, tile: int = 1) -> Work:
+    """What the fused call does; training, forward and backward.
+
+    On a CPU it goes through heads, blocks of tokens and blocks of rows, with some operations for each. In
+    backward gate and up are made again: 8 products instead of 6. On a GPU these are as measured on an H200:
+    products at 0.83 of the library's rate, in backward 8 at about half of it, be they 11 or 13 on the chip or
+    8 by chunks, through memory, for heads of more than 128 columns; in forward for those of more than 256.
+    """
+    tokens = -(-sizes.tokens // tile) * tile
+    weights = sizes.subnetworks * sizes.width * sizes.columns * sizes.itemsize
+    narrow = sizes.tokens * sizes.heads * (sizes.head_dim + sizes.out_dim) * sizes.itemsize
+    products = tokens * sizes.wide * sizes.columns
+    if on_cpu:
+        block, block_e, block_f = block_sizes(sizes.tokens, sizes.subnetworks, sizes.width)
+        blocks = sizes.heads * -(-sizes.tokens // block)
+        pieces = -(-sizes.subnetworks // block_e) * -(-sizes.width // block_f)
+        forward = Work(products, blocks * weights + narrow, blocks * (6 + 6 * pieces))
+        return forward + Work(8 / 3 * products, 3 * blocks * weights, blocks * 20 * pieces) * training
+    columns, hidden = max(sizes.head_dim, sizes.out_dim), 2 * sizes.tokens * sizes.wide * sizes.itemsize
+    forward = Work(1.2 * products, sizes.kv_heads * weights + narrow + hidden * (columns > 256), 1)
+    backward = Work(1.9 * 8 / 3 * products, 3 * narrow + 3 * hidden * (columns > 128), 6)
+    return forward + backward * training
+
+
+def of_operands(match: Match, dtype: torch.dtype) -> Work:
+    """To multiply the operands that are products of several tensors, or of one and a number."""
+    total = Work()
+    for operand in match.unification.operands.values():
+        factors = len(operand.entries) + (operand.coefficient != 1) + (operand.addend != 0)
+        if factors > 1:
+            sizes = (notation.known(axis.size, match.hints) for dim in operand.dims for axis in dim)
+            total += Work(0, 2 * math.prod(sizes) * dtype.itemsize, 1) * (factors - 1)
+    return total
+
+
+def of_program(region: Region, hints: Mapping[sympy.Symbol, int]) -> Work:
+    """What the operations of a region do that a fused call would take the place of."""
+    total = Work()
+    for op in region.ops:
+        if RULES[op.name].kind is Kind.CONTRACT and not region.own.isdisjoint(op.outputs):
+            total += _of_product(op, region.own, hints)
+    return total * (3 if region.match.root.requires_grad else 1)
+
+
+def _of_product(op: Op, own: set[Value], hints: Mapping[sympy.Symbol, int]) -> Work:
+    """A product of two matrices, or batches of them; what is made and used in the region is moved twice."""
+
+    def count(value: Value) -> int:
+        return math.prod(notation.known(size, hints) for size in value.shape)
+
+    if op.name == "convolution":
+        a, b = op.args[:2]
+        summed = math.prod(notation.known(size, hints) for size in b.shape[1:])
+    else:
+        a, b = op.args[-2:]
+        summed = notation.known(a.shape[-1], hints)
+    (out,) = op.outputs
+    moved = sum(count(value) * value.dtype.itemsize * (1 + (value in own)) for value in (a, b, out))
+    return Work(count(out) * summed, moved, 1)
