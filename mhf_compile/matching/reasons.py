@@ -160,8 +160,6 @@ def other_factors(goal: Term, term: Term) -> NoMatch:
             read = f"the result of {made.op.title}" if made is not None and made.op else "an input"
             read = f"a sum of {len(products)} products" if products else read
             return NoMatch(f"the {what} is {read}, not one product of an input and a weight", made)
-        if any(not t.factors for t in function.argument):
-            return NoMatch(f"a number is added to the {what}")
         extra = len(products[0].factors) - 2
         if extra > 0:
             return NoMatch(f"the {what} has {extra} more factor(s) than an input and a weight")

@@ -53,7 +53,8 @@ Assignment = dict[str, list[_Placed]]
 class Operand:
     """An operand of the op: a product of leaves (one, but for a pattern's ``product``) times a number.
 
-    A pattern's ``product`` is divided by ``divisors``. ``dims`` gives for each dimension of the operand the
+    A pattern's ``product`` is divided by ``divisors``. To a bias ``addend`` is added; without a leaf that is
+    all it is. ``dims`` gives for each dimension of the operand the
     axes it runs over, most significant first; an axis that a leaf does not have is broadcast. ``twins`` are
     other values, computed alike, that the program used in its place.
     """
@@ -63,6 +64,7 @@ class Operand:
     coefficient: Fraction
     twins: tuple[Leaf, ...] = ()
     divisors: tuple[Leaf, ...] = ()
+    addend: Fraction = notation.ZERO
 
     @property
     def entries(self) -> tuple[Leaf, ...]:
@@ -92,11 +94,11 @@ class _State:
     leaves: Assignment = field(default_factory=dict)
     scalars: dict[str, Fraction] = field(default_factory=dict)
     activation: str = ""
+    addends: dict[str, Fraction] = field(default_factory=dict)
 
     def copy(self) -> _State:
-        return _State(
-            {name: list(placed) for name, placed in self.leaves.items()}, dict(self.scalars), self.activation
-        )
+        leaves = {name: list(placed) for name, placed in self.leaves.items()}
+        return _State(leaves, dict(self.scalars), self.activation, dict(self.addends))
 
     def with_leaf(self, name: str, placed: _Placed) -> _State:
         state = self.copy()
@@ -115,7 +117,18 @@ class _Unifier:
         return self.names[leaf.value]
 
     def sums(self, wanted: Sequence[Term], given: Sequence[Term], state: _State) -> Iterator[_State]:
-        """Each given term is one of the wanted ones; wanted terms that are left over must be optional."""
+        """Each given term is one of the wanted ones; wanted terms that are left over must be optional.
+
+        A number is added to the bias.
+        """
+        numbers = [term for term in given if not term.factors]
+        if numbers:
+            biases = (name for term in wanted if (name := self._bias(term)) is not None)
+            if (bias := next(biases, None)) is None:
+                return
+            state = state.copy()
+            state.addends[bias] = sum((term.coefficient for term in numbers), notation.ZERO)
+            given = [term for term in given if term.factors]
         if not given:
             missing = (leaf for term in wanted for leaf in notation.leaves(term.factors))
             if all(self.name(leaf) in self.pattern.optional for leaf in missing):
@@ -124,6 +137,13 @@ class _Unifier:
         for position, term in enumerate(wanted):
             for after in self.terms(term, given[0], state, given[0].bound):
                 yield from self.sums([*wanted[:position], *wanted[position + 1 :]], given[1:], after)
+
+    def _bias(self, wanted: Term) -> str | None:
+        """The bias that a wanted term is; None where it is something else."""
+        match wanted:
+            case Term(_, (Leaf() as leaf,), ()) if self.name(leaf) in self.pattern.of(Purpose.BIAS):
+                return self.name(leaf)
+        return None
 
     def terms(
         self, wanted: Term, given: Term, state: _State, inner: tuple[Axis, ...] = ()
@@ -223,6 +243,8 @@ class _Roles:
             name: self._operand(name, placed)
             for name, placed in _aligned(state.leaves, self.numbering).items()
         }
+        for name, number in state.addends.items():
+            operands[name] = replace(operands.get(name, Operand((), (), notation.ONE)), addend=number)
         roles: dict[str, list[Axis]] = {role: [] for role in self.pattern.roles}
         inner = {axis for all_placed in state.leaves.values() for one in all_placed for axis in one.bound}
         for before, (axis, present) in enumerate(_occurrences(operands, index).items()):
@@ -230,9 +252,8 @@ class _Roles:
             roles[self._role(axis, present, before)].append(axis)
         if not all(roles[letter] for letter, role in self.pattern.roles.items() if role.is_required):
             raise NoMatch("the activation is scaled by a factor for each channel", progress=SIZES)
-        roles = self.pattern.distribute(
-            roles, {name: operand.entries[0] for name, operand in operands.items()}
-        )
+        first = {name: operand.entries[0] for name, operand in operands.items() if operand.entries}
+        roles = self.pattern.distribute(roles, first)
 
         def dims(layout: Sequence[str]) -> tuple[tuple[Axis, ...], ...]:
             return tuple(tuple(axis for role in dim.split() for axis in roles[role]) for dim in layout)

@@ -14,6 +14,7 @@ from mhf_compile.notation.index import Axis, Digit, Index, Unreadable, by_stride
 from mhf_compile.notation.sizes import UNTOLD, Size, at_most, known, product, quotient, size_of, times
 from mhf_compile.notation.terms import (
     ONE,
+    ZERO,
     Delta,
     Factor,
     Func,
@@ -34,6 +35,7 @@ from mhf_compile.notation.terms import (
 __all__ = [
     "ONE",
     "UNTOLD",
+    "ZERO",
     "Axes",
     "Axis",
     "Delta",

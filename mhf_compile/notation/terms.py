@@ -12,6 +12,7 @@ from mhf_compile.notation.index import Axis, Index, Unreadable
 from mhf_compile.notation.sizes import Size, at_most
 
 ONE = Fraction(1)
+ZERO = Fraction(0)
 
 
 class Tensor(Protocol):

@@ -54,6 +54,7 @@ class _Claim:
                 tuple(map(self.leaf, operand.twins)),
                 tuple(map(self.group, operand.dims)),
                 operand.coefficient,
+                operand.addend,
             )
             for name, operand in unification.operands.items()
         )

@@ -19,7 +19,7 @@ from mhf_compile.matching.match import Match
 from mhf_compile.matching.reasons import NoMatch
 from mhf_compile.matching.unify import Operand
 from mhf_compile.notation import Axis, Index, Leaf, Size
-from mhf_compile.notation.fold import Stacked
+from mhf_compile.notation.fold import Stacked, parts
 from mhf_compile.tape.values import Value
 
 T = TypeVar("T")
@@ -50,15 +50,24 @@ class Builder(Generic[T]):
     extent: Callable[[Axis], Any]
     scaled: Callable[[T, Fraction], T]
 
-    def operand(self, operand: Operand) -> T:
+    def operand(self, operand: Operand, match: Match) -> T:
         """An operand of the op, each of its dimensions running over its axes."""
+        if not operand.entries:
+            return self._broadcast(self._number(operand.addend, match), [], operand.dims, True)
         first, *others = (
             *(self.entry(leaf, operand.dims) for leaf in operand.leaves),
             *(self.call("reciprocal", self.entry(leaf, operand.dims)) for leaf in operand.divisors),
         )
         for other in others:
             first = self.call("mul", first, other)
-        return first if operand.coefficient == 1 else self.scaled(first, operand.coefficient)
+        if operand.coefficient != 1:
+            first = self.scaled(first, operand.coefficient)
+        return self.call("add", first, self._number(operand.addend, match)) if operand.addend else first
+
+    def _number(self, number: Fraction, match: Match) -> T:
+        """A number as a tensor without dimensions, of the dtype of a leaf."""
+        value = next(value for leaf in match.leaves for value in parts(leaf.value))
+        return self.scaled(self.call("new_ones", self.tensor(value), ()), number)
 
     def root(self, result: T, match: Match) -> T:
         """The value that a match replaces, from the op's result."""
@@ -89,6 +98,10 @@ class Builder(Generic[T]):
         for dim in reversed(range(len(leaf.index))):
             tensor, own = self._spread(tensor, dim, leaf.index[dim], leaf.value.shape[dim])
             axes = [*own, *axes]
+        return self._broadcast(tensor, axes, groups, expand)
+
+    def _broadcast(self, tensor: T, axes: list[Axis], groups: Groups, expand: bool) -> T:
+        """A tensor of some axes with one dimension for each group of them; the others are broadcast."""
         for group in groups:
             for axis in group:
                 if axis not in axes and (expand or any(other in axes for other in group)):

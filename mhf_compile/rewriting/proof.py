@@ -155,7 +155,8 @@ def _prove(match: Match) -> str:
         lambda axis: sizes.get(axis, extent(axis.size)),
         lambda tensor, factor: tensor * number(factor) % PRIME,
     )
-    operands = {name: builder.operand(operand) for name, operand in match.unification.operands.items()}
+    given = match.unification.operands
+    operands = {name: builder.operand(operand, match) for name, operand in given.items()}
     expected = builder.root(_formula(match, operands), match)
     computed = replay.tensors[match.root]
     if computed.shape != expected.shape or not torch.equal(computed, expected):

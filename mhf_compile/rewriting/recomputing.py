@@ -8,7 +8,6 @@ from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from mhf_compile.matching.match import Match
-from mhf_compile.notation.fold import Stacked
 from mhf_compile.reading.reader import Reader
 from mhf_compile.reading.rules import Kind
 from mhf_compile.rewriting.region import Region
@@ -34,9 +33,9 @@ def recompute_copies(match: Match, region: Region, tape: Tape) -> None:
 def _kept(match: Match, region: Region) -> Iterator[Value]:
     """The values that the call keeps as they are, or views of them."""
     for operand in match.unification.operands.values():
-        leaf = operand.entries[0]
-        if len(operand.entries) > 1 or operand.coefficient != 1 or isinstance(leaf.value, Stacked):
+        if len(operand.entries) != 1 or operand.coefficient != 1 or operand.addend:
             continue
+        (leaf,) = operand.entries
         if isinstance(leaf.value, Value) and leaf.value.dtype == region.dtype:
             yield leaf.value
 

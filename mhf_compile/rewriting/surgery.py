@@ -113,7 +113,7 @@ class Surgeon:
         given = {**self.constants, "activation": unification.activation}
         given |= {name: float(value) for name, value in unification.scalars.items()}
         for name, operand in unification.operands.items():
-            node = builder.operand(operand)
+            node = builder.operand(operand, match)
             given[name] = node if name == pattern.product else emitter.cast(node, region.dtype)
         packet = getattr(getattr(torch.ops, pattern.op.split("::")[0]), pattern.op.split("::")[1])
         arguments = [given.get(argument.name) for argument in packet.default._schema.arguments]

@@ -204,7 +204,7 @@ def test_a_view_copies_nothing() -> None:
 
 @DRAWN
 @given(st.data())
-def test_an_operand_is_a_product_of_its_leaves_over_its_divisors(data: st.DataObject) -> None:
+def test_an_operand_is_a_product_of_its_leaves_over_its_divisors_and_a_number(data: st.DataObject) -> None:
     token, head, network = axes = [Axis(n) for n in (2, 3, 4)]
     dims = data.draw(grouped(axes))
 
@@ -212,14 +212,16 @@ def test_an_operand_is_a_product_of_its_leaves_over_its_divisors(data: st.DataOb
         own = data.draw(st.permutations(axes))[: data.draw(st.integers(1, 3))]
         return Leaf(Named([axis.size for axis in own]), tuple(map(Index.over, own)))
 
-    factors = [entry() for _ in range(data.draw(st.integers(1, 2)))]
-    divisors = [entry() for _ in range(data.draw(st.integers(0, 1)))]
+    factors = [entry() for _ in range(data.draw(st.integers(0, 2)))]
+    divisors = [entry() for _ in range(data.draw(st.integers(0, 1)))] if factors else []
     coefficient = data.draw(st.sampled_from([Fraction(1), Fraction(-3, 4)]))
-    built = BUILDER.operand(Operand(tuple(factors), tuple(dims), coefficient, divisors=tuple(divisors)))
+    addend = data.draw(st.sampled_from([Fraction(0), Fraction(5, 2)]))
+    operand = Operand(tuple(factors), tuple(dims), coefficient, divisors=tuple(divisors), addend=addend)
+    built = BUILDER.operand(operand, SimpleNamespace(leaves=[entry()]))
     assert built.shape == shape(dims)
     for at in everywhere((token, head, network)):
-        wanted = float(coefficient) * math.prod(by_hand(leaf, at) for leaf in factors)
-        wanted /= math.prod(by_hand(leaf, at) for leaf in divisors)
+        wanted = float(coefficient) * math.prod(by_hand(leaf, at) for leaf in factors) if factors else 0.0
+        wanted = wanted / math.prod(by_hand(leaf, at) for leaf in divisors) + float(addend)
         assert float(built[place(dims, at)]) == pytest.approx(wanted, rel=1e-14)
 
 

@@ -117,7 +117,10 @@ POINTS = ("q", "k", "u", "v", "r", "gate", "up", "hidden", "y", "out")
 
 @dataclass(frozen=True)
 class Spec:
-    """What is computed, sizes by the letters of LETTERS: the first is the simplest."""
+    """What is computed, sizes by the letters of LETTERS: the first is the simplest.
+
+    Numbers are added to the scores, after their biases.
+    """
 
     batch: int = 2
     length: int = 3
@@ -131,6 +134,8 @@ class Spec:
     routed: bool = False
     gate_bias: bool = False
     up_bias: bool = False
+    gate_number: float = 0.0
+    up_number: float = 0.0
     activation: str = "silu"
     gate_scale: float = 1.0
     scale: float = 1.0

@@ -64,6 +64,10 @@ class Program:
         return f"\n{what}{self.text}"
 
 
+NUMBERS = [0.0, 0.0, 0.0, 1.0, -0.5]
+"""What is added to scores: mostly nothing."""
+
+
 @st.composite
 def specs(draw: Draw, **given: Any) -> Spec:
     """What is computed."""
@@ -84,6 +88,8 @@ def specs(draw: Draw, **given: Any) -> Spec:
             "routed": routed,
             "gate_bias": draw(st.booleans()),
             "up_bias": draw(st.booleans()) if gated else False,
+            "gate_number": draw(st.sampled_from(NUMBERS)),
+            "up_number": draw(st.sampled_from(NUMBERS)) if gated else 0.0,
             "activation": draw(st.sampled_from(list(choices.ACTIVATIONS))),
             "gate_scale": draw(st.sampled_from([1.0, 0.5])),
             "scale": draw(st.sampled_from([1.0, 3.0])),

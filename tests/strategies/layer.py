@@ -174,6 +174,11 @@ class Renderer:
             text = value.ordered("".join(x for x in letters if x in value.letters)).text
             text += f"[{', '.join(':' if x in value.letters else 'None' for x in letters)}]"
             forward(f"{name} = {text}{'.flatten(2, 3)' if 'g' in letters else ''}")
+        for name in ("gate", "up"):
+            if number := getattr(self.spec, f"{name}_number"):
+                bias = f"{name}_bias" if f"{name}_bias" in found else "torch.zeros_like(k[..., 0])"
+                forward(f"{name}_bias = {bias} + {number}")
+                found.setdefault(f"{name}_bias", Value("", "hef"))
         forward(f"return dict({', '.join(f'{name}={name}' for name in found)})")
         return ["", "    def operands(self, x):", *forward.text]
 
@@ -295,6 +300,8 @@ class Renderer:
                 self.update(value, "*", str(spec.gate_scale))
             if f"{name}_bias" in values:
                 self.update(value, "+", values[f"{name}_bias"].whole().aligned(hidden))
+            if number := getattr(spec, f"{name}_number"):
+                self.update(value, "+", str(number))
             self.let(name, value)
         return self.down(hidden, values)
 
