@@ -165,7 +165,7 @@ def experts(x, k, u, v):
     ("tokens", "count", "dim", "is_dearer"), [(1, 256, 16, True), (1, 8, 16, False), (1024, 8, 64, False)]
 )
 def test_what_would_cost_much_more_is_refused_with_both_numbers(tokens, count, dim, is_dearer):
-    """On a CPU each head takes some calls, and of 8 heads nobody would notice it."""
+    """On a CPU each head takes some calls, which nobody would notice of 8 heads."""
     report = mhf_compile.explain(experts, *tensors((tokens, count, dim), *[(count, 4 * dim, dim)] * 3))
     assert len(report.rewrites) == 1 - is_dearer
     for miss in report.misses:
