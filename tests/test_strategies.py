@@ -217,7 +217,7 @@ def test_what_fails_is_printed_as_its_source() -> None:
     with pytest.raises(AssertionError) as failure:
         Property(no_relu, programs(), 200).hold()
     notes = "\n".join(failure.value.__notes__)  # where CI is set, how to reproduce it is another
-    assert "hidden = relu(gate)" in notes
+    assert "hidden = relu(gate)" in notes  # with a gate or without: it hangs on what was drawn
     assert "Writing(" not in notes
 
 

@@ -54,9 +54,9 @@ class Operand:
     """An operand of the op: a product of leaves (one, but for a pattern's ``product``) times a number.
 
     A pattern's ``product`` is divided by ``divisors``. To a bias ``addend`` is added; without a leaf that is
-    all it is. ``dims`` gives for each dimension of the operand the
-    axes it runs over, most significant first; an axis that a leaf does not have is broadcast. ``twins`` are
-    other values, computed alike, that the program used in its place.
+    all it is. ``dims`` gives for each dimension of the operand the axes it runs over, most significant first;
+    an axis that a leaf does not have is broadcast. ``twins`` are other values, computed alike, that the
+    program used in its place.
     """
 
     leaves: tuple[Leaf, ...]

@@ -3,8 +3,9 @@
 Work is counted in multiply-adds, bytes read and written, and calls; a machine says what each of them takes,
 one after the other. What the rest of the program may be fused into is taken as it can be at best: of the
 program's elementwise operations only the results of products are counted, once written and once read. So the
-model says which of two ways is the faster where they differ by much; it is not a clock. Its numbers are of
-the figures in docs/kernels.md, and of `make bench`.
+model says which of two ways is the faster where they differ by much; it is not a clock. The numbers of a GPU
+are fitted to the figures in docs/kernels.md, those of a CPU to a few programs that were timed by hand on two
+cores: dense ones of 4096 tokens, and experts of one token each.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 
 from mhf_compile import notation
 from mhf_compile.kernels.flash_mhf.blocked import block_sizes
+from mhf_compile.kernels.flash_mhf.config import Sizes
 from mhf_compile.matching.match import Match
 from mhf_compile.reading.rules import RULES, Kind
 from mhf_compile.rewriting.region import Region
@@ -68,49 +70,24 @@ class Work:
         return self.products * machine.multiply + self.bytes * machine.byte + self.calls * machine.call
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """The sizes of a fused call, as `mhf_compile.kernels.ops.flash_mhf` names them."""
+def sizes_of(match: Match, dtype: torch.dtype) -> Sizes:
+    """The sizes of the call that a match is replaced with; symbolic ones by their hints."""
 
-    tokens: int
-    heads: int
-    kv_heads: int
-    subnetworks: int
-    width: int
-    head_dim: int
-    out_dim: int
-    gated: bool
-    itemsize: int
+    def size(field: str) -> int:
+        roles = match.pattern.fields[field]
+        return math.prod(notation.known(match.unification.size(role), match.hints) for role in roles)
 
-    @classmethod
-    def of(cls, match: Match, dtype: torch.dtype) -> Sizes:
-        """Those of a match, with hints for symbolic ones."""
-
-        def size(field: str) -> int:
-            roles = match.pattern.fields[field]
-            return math.prod(notation.known(match.unification.size(role), match.hints) for role in roles)
-
-        return cls(
-            tokens=size("tokens"),
-            heads=size("heads"),
-            kv_heads=size("kv_heads"),
-            subnetworks=size("subnetworks"),
-            width=size("width"),
-            head_dim=size("head_dim"),
-            out_dim=size("out_dim"),
-            gated="u" in match.unification.operands,
-            itemsize=dtype.itemsize,
-        )
-
-    @property
-    def columns(self) -> int:
-        """Multiply-adds of a hidden value: of its gate, of its up, and of its values."""
-        return self.head_dim * (1 + self.gated) + self.out_dim
-
-    @property
-    def wide(self) -> int:
-        """Hidden values of all heads and sub-networks at one token."""
-        return self.heads * self.subnetworks * self.width
+    return Sizes(
+        tokens=size("tokens"),
+        heads=size("heads"),
+        kv_heads=size("kv_heads"),
+        subnetworks=size("subnetworks"),
+        width=size("width"),
+        head_dim=size("head_dim"),
+        out_dim=size("out_dim"),
+        gated="u" in match.unification.operands,
+        dtype=dtype,
+    )
 
 
 def estimates(region: Region) -> tuple[float, float]:
@@ -118,7 +95,7 @@ def estimates(region: Region) -> tuple[float, float]:
     match, dtype = region.match, region.dtype
     machine = machine_of(match.root.device, dtype)
     training = match.root.requires_grad
-    sizes = Sizes.of(match, dtype)
+    sizes = sizes_of(match, dtype)
     call = of_call(sizes, machine is CPU, training, machine.tile) + of_operands(match, dtype)
     return call.seconds(machine), of_program(region, match.hints).seconds(machine)
 
@@ -138,19 +115,20 @@ def of_call(sizes: Sizes, on_cpu: bool, training: bool, tile: int = 1) -> Work:
     products at 0.83 of the library's rate, in backward 8 at about half of it, be they 11 or 13 on the chip or
     8 by chunks, through memory, for heads of more than 128 columns; in forward for those of more than 256.
     """
-    tokens = -(-sizes.tokens // tile) * tile
-    weights = sizes.subnetworks * sizes.width * sizes.columns * sizes.itemsize
-    narrow = sizes.tokens * sizes.heads * (sizes.head_dim + sizes.out_dim) * sizes.itemsize
-    products = tokens * sizes.wide * sizes.columns
+    tokens, size = -(-sizes.tokens // tile) * tile, sizes.dtype.itemsize
+    columns = sizes.head_dim * (1 + sizes.gated) + sizes.out_dim
+    weights = sizes.subnetworks * sizes.width * columns * size
+    narrow = sizes.tokens * sizes.heads * (sizes.head_dim + sizes.out_dim) * size
+    products = tokens * sizes.heads * sizes.subnetworks * sizes.width * columns
     if on_cpu:
         block, block_e, block_f = block_sizes(sizes.tokens, sizes.subnetworks, sizes.width)
         blocks = sizes.heads * -(-sizes.tokens // block)
         pieces = -(-sizes.subnetworks // block_e) * -(-sizes.width // block_f)
         forward = Work(products, blocks * weights + narrow, blocks * (6 + 6 * pieces))
         return forward + Work(8 / 3 * products, 3 * blocks * weights, blocks * 20 * pieces) * training
-    columns, hidden = max(sizes.head_dim, sizes.out_dim), 2 * sizes.tokens * sizes.wide * sizes.itemsize
-    forward = Work(1.2 * products, sizes.kv_heads * weights + narrow + hidden * (columns > 256), 1)
-    backward = Work(1.9 * 8 / 3 * products, 3 * narrow + 3 * hidden * (columns > 128), 6)
+    widest, hidden = max(sizes.head_dim, sizes.out_dim), 2 * sizes.tokens * sizes.wide_bytes
+    forward = Work(1.2 * products, sizes.kv_heads * weights + narrow + hidden * (widest > 256), 1)
+    backward = Work(1.9 * 8 / 3 * products, 3 * narrow + 3 * hidden * (widest > 128), 6)
     return forward + backward * training
 
 
@@ -167,19 +145,17 @@ def of_operands(match: Match, dtype: torch.dtype) -> Work:
 
 def of_program(region: Region, hints: Mapping[sympy.Symbol, int]) -> Work:
     """What the operations of a region do that a fused call would take the place of."""
+    kinds = {Kind.CONTRACT: _of_product, Kind.SUM: _of_sum}
     total = Work()
     for op in region.ops:
-        if RULES[op.name].kind is Kind.CONTRACT and not region.own.isdisjoint(op.outputs):
-            total += _of_product(op, region.own, hints)
+        of = kinds.get(RULES[op.name].kind)
+        if of is not None and not region.own.isdisjoint(op.outputs):
+            total += of(op, region.own, hints)
     return total * (3 if region.match.root.requires_grad else 1)
 
 
 def _of_product(op: Op, own: set[Value], hints: Mapping[sympy.Symbol, int]) -> Work:
-    """A product of two matrices, or batches of them; what is made and used in the region is moved twice."""
-
-    def count(value: Value) -> int:
-        return math.prod(notation.known(size, hints) for size in value.shape)
-
+    """A product of two matrices, or batches of them."""
     if op.name == "convolution":
         a, b = op.args[:2]
         summed = math.prod(notation.known(size, hints) for size in b.shape[1:])
@@ -187,5 +163,19 @@ def _of_product(op: Op, own: set[Value], hints: Mapping[sympy.Symbol, int]) -> W
         a, b = op.args[-2:]
         summed = notation.known(a.shape[-1], hints)
     (out,) = op.outputs
-    moved = sum(count(value) * value.dtype.itemsize * (1 + (value in own)) for value in (a, b, out))
-    return Work(count(out) * summed, moved, 1)
+    return Work(_count(out, hints) * summed, sum(_moved(x, own, hints) for x in (a, b, out)), 1)
+
+
+def _of_sum(op: Op, own: set[Value], hints: Mapping[sympy.Symbol, int]) -> Work:
+    """A sum of what was multiplied entry by entry, which a compiler need not write to memory."""
+    (out,) = op.outputs
+    return Work(_count(op.args[0], hints), _moved(out, own, hints), 1)
+
+
+def _count(value: Value, hints: Mapping[sympy.Symbol, int]) -> int:
+    return math.prod(notation.known(size, hints) for size in value.shape)
+
+
+def _moved(value: Value, own: set[Value], hints: Mapping[sympy.Symbol, int]) -> int:
+    """Bytes of a value; twice where it is made and used in the region."""
+    return _count(value, hints) * value.dtype.itemsize * (1 + (value in own))

@@ -62,12 +62,16 @@ class Builder(Generic[T]):
             first = self.call("mul", first, other)
         if operand.coefficient != 1:
             first = self.scaled(first, operand.coefficient)
-        return self.call("add", first, self._number(operand.addend, match)) if operand.addend else first
+        if operand.addend:
+            number = self._number(operand.addend, match)
+            first = self.call("add", first, self._broadcast(number, [], operand.dims, True))
+        return first
 
     def _number(self, number: Fraction, match: Match) -> T:
-        """A number as a tensor without dimensions, of the dtype of a leaf."""
+        """A number as a tensor without dimensions, in float64: leaves may have less than the op's dtype."""
         value = next(value for leaf in match.leaves for value in parts(leaf.value))
-        return self.scaled(self.call("new_ones", self.tensor(value), ()), number)
+        ones = self.call("double", self.call("new_ones", self.tensor(value), ()))
+        return self.scaled(ones, number)
 
     def root(self, result: T, match: Match) -> T:
         """The value that a match replaces, from the op's result."""

@@ -112,3 +112,19 @@ def test_a_number_of_each_token_is_none():
     weights = tensors((B, T, H, D), (H, F, D), (H, F, D), (H, F, D), (B, T, H))
     report = mhf_compile.explain(program, *weights)
     assert not report.rewrites and len(report.misses) == 1
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_number_has_the_digits_of_the_dtype_that_is_computed_in(biased):
+    """0.1 has few in bfloat16, which the leaves are of."""
+
+    def program(*given: Tensor) -> Tensor:
+        q, k, u, v, *bias = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in given)
+        gate = sum(bias, scores(q, k))
+        return down(silu(gate + 0.1) * (scores(q, u) + 0.3), v)
+
+    shapes = (B, T, H, D), (H, F, D), (H, F, D), (H, F, D), (H, F)
+    given = [x.detach().bfloat16().requires_grad_() for x in tensors(*shapes[: 4 + biased])]
+    found = compare(program, given, options={"flashmhf.inner": "eager"})
+    assert (found.rewrites, found.calls) == (1, 1)
+    found.check_error()
