@@ -14,6 +14,7 @@ from mhf_compile.matching.match import Match
 from mhf_compile.matching.reasons import NORMS, NoMatch, not_linear
 from mhf_compile.notation import Leaf
 from mhf_compile.notation.fold import parts
+from mhf_compile.reading.entries import entry
 from mhf_compile.reading.reader import Reader, entry_axes
 from mhf_compile.reading.rules import Kind
 from mhf_compile.tape.tape import Tape
@@ -89,7 +90,10 @@ class Linearity:
                     self._beside[self._sum_of(self.of[factors[0]])] = self._sum_of(linear)
                 linear |= self.of[factors[0]]
                 depth = max(depth, self.depth[factors[0]])
-            elif rule.kind not in (Kind.CONTRACT, Kind.SUM, Kind.JOIN) and not _is_zero(product, reader):
+            elif rule.kind not in (Kind.CONTRACT, Kind.SUM, Kind.JOIN) and not (
+                _is_zero(product, reader)
+                or (all(self.depth[v] for v in reaching) and _is_bias(product, value, reader))
+            ):
                 return self._stop(reaching, NoMatch("something else is added to it", value))
         depth += rule.kind in (Kind.CONTRACT, Kind.SUM)
         if linear and depth <= CONTRACTIONS:
@@ -153,3 +157,11 @@ class Linearity:
 def _is_zero(product: Sequence[Value], reader: Reader) -> bool:
     """Whether a product of tensors is one of zeros; one of none is a number."""
     return bool(product) and all(reader.operand(Leaf(v, entry_axes(v))) is None for v in product)
+
+
+def _is_bias(product: Sequence[Value], value: Value, reader: Reader) -> bool:
+    """Whether a product of tensors that a value is a sum of lacks an axis of the value."""
+    index = entry_axes(value)
+    entries = [reader.operand(entry(v, index)) for v in product]
+    axes = {axis for leaf in entries if leaf is not None for axis in leaf.axes}
+    return bool(product) and any(axis not in axes for i in index for axis in i.axes)

@@ -10,7 +10,7 @@ import sympy
 
 from mhf_compile import notation
 from mhf_compile.matching.reasons import NoMatch, Progress, Refusal
-from mhf_compile.matching.unify import Unification
+from mhf_compile.matching.unification import Unification
 from mhf_compile.notation import Axis, Index, Leaf, Term
 from mhf_compile.patterns import Pattern
 from mhf_compile.reading.numbering import ValueNumbering
@@ -61,9 +61,10 @@ class Match:
 
     @property
     def leaves(self) -> Iterator[Leaf]:
-        """The leaves of the operands and of the addends."""
+        """The leaves of the operands, and of what is multiplied with the result or added to it."""
         for operand in self.unification.operands.values():
             yield from operand.entries
+        yield from notation.leaves(self.unification.behind)
         for term in self.addends:
             yield from notation.leaves(term.factors)
 

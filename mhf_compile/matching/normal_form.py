@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from mhf_compile import notation
+from mhf_compile.matching.factoring import factored
 from mhf_compile.matching.reasons import NO_ZEROS, OBSTACLE, NoMatch, randomness
 from mhf_compile.notation import Factor, Func, Index, Leaf, Tensor, Term
 from mhf_compile.notation.fold import fold
 from mhf_compile.reading.activations import Activations
+from mhf_compile.reading.entries import multiply
 from mhf_compile.reading.reader import Reader, entry_axes
 from mhf_compile.reading.rules import ALGEBRA, Kind
 from mhf_compile.tape.values import Value
@@ -61,7 +63,9 @@ def normal_form(
     terms, cuts = fold([notation.renamed(reader.axes.resolve(term), same) for term in scored])
     reader.axes.adopt(cuts)
     index = tuple(reader.axes.current(i) for i in start.index)
-    return index, [_hoisted(_counted(reader.axes.resolve(term))) for term in terms]
+    terms = [_hoisted(_counted(reader.axes.resolve(term))) for term in terms]
+    gated = [term for term in terms if any(isinstance(f, Func) and f.terms for f in term.factors)]
+    return index, [*factored(gated), *(term for term in terms if term not in gated)]
 
 
 def _operand(leaf: Leaf, reader: Reader) -> Leaf | list[Term]:
@@ -96,16 +100,16 @@ def _with_scores(term: Term, reader: Reader) -> Term:
         if isinstance(factor, Func) and isinstance(factor.argument, tuple):
             ((scale, (leaf,)),) = ((t.coefficient, t.factors) for t in factor.argument)
             assert isinstance(leaf, Leaf)
-            scores = (replace(t, coefficient=scale * t.coefficient) for t in _score(leaf, reader))
+            scores = (replace(t, coefficient=scale * t.coefficient) for t in score(leaf, reader))
             factors.append(Func(factor.name, tuple(scores)))
         elif isinstance(factor, Leaf) and set(factor.axes) == wide:
-            factors.append(Func("", tuple(_score(factor, reader))))
+            factors.append(Func("", tuple(score(factor, reader))))
         else:
             factors.append(factor)
     return replace(term, factors=tuple(factors))
 
 
-def _score(leaf: Leaf, reader: Reader) -> list[Term]:
+def score(leaf: Leaf, reader: Reader) -> list[Term]:
     """An entry of a score, read through one contraction: a sum of products of operands.
 
     Of what is multiplied with something that has all of its axes, what has fewer is an operand.
@@ -145,9 +149,33 @@ def _score(leaf: Leaf, reader: Reader) -> list[Term]:
             continue  # randomness in an operand of the product is outside
         if isinstance(operand.value, Value) and operand.value.op is not None and operand.value.op.random:
             raise randomness(operand.value.op, operand.value)
-    terms, cuts = fold(terms)
+    terms, cuts = fold(_of_one_input(terms, reader))
     reader.axes.adopt(cuts)
-    return [reader.axes.resolve(term) for term in terms]
+    return factored([reader.axes.resolve(term) for term in terms])
+
+
+def _of_one_input(terms: list[Term], reader: Reader) -> list[Term]:
+    """The same sum, in which an input that is a product of another term's input is read as that product.
+
+    So ``x @ w + (x @ a) @ b`` is a sum of two products of x.
+    """
+    products = [term for term in terms if term.bound]
+    inputs = {leaf.value for term in products for leaf in notation.leaves(term.factors)}
+    if len(products) < 2:
+        return terms
+    result = [term for term in terms if not term.bound]
+    for term in products:
+        for leaf in notation.leaves(term.factors):
+            before = dict(reader.visited)
+            inner = score(leaf, reader)
+            found = {one.value for deeper in inner for one in notation.leaves(deeper.factors)}
+            if len(inner) == 1 and inner[0].bound and not found.isdisjoint(inputs):
+                others = tuple(factor for factor in term.factors if factor is not leaf)
+                term = reader.axes.resolve(multiply(replace(term, factors=others), inner[0]))
+            else:
+                reader.visited = before
+        result.append(term)
+    return result
 
 
 def _scaled(leaf: Leaf, reader: Reader) -> list[Term] | None:

@@ -26,7 +26,7 @@ def full(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     fill = op.args[-1]
     if not isinstance(fill, Value):
         fill = torch.tensor(float(scalar(fill)), dtype=op.outputs[0].dtype, device="cpu").item()
-    return [times(Fraction(1), fill, ())]
+    return [times(Fraction(1), fill, ())] if fill != 0 else []
 
 
 def function(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:

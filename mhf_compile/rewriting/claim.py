@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
+from mhf_compile import notation
 from mhf_compile.matching.match import Match
-from mhf_compile.notation import Axis, Index, Leaf, Term
+from mhf_compile.notation import Axis, Factor, Index, Leaf, Term
 from mhf_compile.notation.fold import Stacked
 from mhf_compile.rewriting.region import Region, joined
 from mhf_compile.rewriting.replay import computed_alike
+from mhf_compile.rewriting.rest import Rest
 from mhf_compile.tape.values import Op, Value, convert
 
 
@@ -25,6 +27,7 @@ def claim(match: Match, region: Region) -> object:
 class _Claim:
     def __init__(self, match: Match, region: Region) -> None:
         self.match = match
+        self.region = region
         self.leaves = region.leaves
         inside = {*region.values, *joined(region.leaves)}
         self.values = sorted(inside, key=lambda value: value.time)
@@ -49,12 +52,9 @@ class _Claim:
         operands = tuple(
             (
                 name,
-                tuple(map(self.leaf, operand.leaves)),
-                tuple(map(self.leaf, operand.divisors)),
+                tuple(map(self.term, operand.terms)),
                 tuple(map(self.leaf, operand.twins)),
                 tuple(map(self.group, operand.dims)),
-                operand.coefficient,
-                operand.addend,
             )
             for name, operand in unification.operands.items()
         )
@@ -68,8 +68,23 @@ class _Claim:
             tuple((role, self.group(axes)) for role, axes in unification.roles.items()),
             unification.activation,
             tuple(unification.scalars.items()),
+            tuple(map(self.factor, unification.behind)),
             tuple(map(self.term, match.addends)),
+            tuple(map(self.rest, self.region.stays)),
         )
+
+    def rest(self, rest: Rest) -> object:
+        """What stays of a product, and how it is read."""
+        steps = tuple(
+            (op.func, value.output, self.arguments(op), self.name(value), tuple(map(self.index, index)))
+            for value, index in rest.between.items()
+            if (op := value.op) is not None
+        )
+        wanted = tuple(
+            (self.name(value), tuple(map(self.index, index)), tuple(map(self.index, leaf.index)))
+            for value, (index, leaf) in rest.wanted.items()
+        )
+        return self.name(rest.columns.whole), tuple(map(self.term, rest.terms)), steps, wanted
 
     def arguments(self, op: Op) -> object:
         return convert((op.args, tuple(op.kwargs.items())), self.argument)
@@ -108,7 +123,11 @@ class _Claim:
     def leaf(self, leaf: Leaf) -> object:
         return self.tensor(leaf.value), tuple(map(self.index, leaf.index))
 
+    def factor(self, factor: Factor) -> object:
+        """A leaf, or the reciprocal of one."""
+        (leaf,) = notation.leaves((factor,))
+        return type(factor), self.leaf(leaf)
+
     def term(self, term: Term) -> object:
-        """An added term: a product of leaves."""
-        factors: Sequence[Any] = term.factors
-        return term.coefficient, tuple(map(self.leaf, factors)), self.group(term.bound)
+        """A product of leaves and reciprocals of leaves."""
+        return term.coefficient, tuple(map(self.factor, term.factors)), self.group(term.bound)

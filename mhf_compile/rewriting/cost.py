@@ -21,6 +21,7 @@ from mhf_compile import notation
 from mhf_compile.kernels.flash_mhf.blocked import block_sizes
 from mhf_compile.kernels.flash_mhf.config import Sizes
 from mhf_compile.matching.match import Match
+from mhf_compile.notation import Tensor
 from mhf_compile.reading.rules import RULES, Kind
 from mhf_compile.rewriting.region import Region
 from mhf_compile.tape.values import Op, Value
@@ -97,7 +98,7 @@ def estimates(region: Region) -> tuple[float, float]:
     training = match.root.requires_grad
     sizes = sizes_of(match, dtype)
     call = of_call(sizes, machine is CPU, training, machine.tile) + of_operands(match, dtype)
-    return call.seconds(machine), of_program(region, match.hints).seconds(machine)
+    return (call + of_rests(region)).seconds(machine), of_program(region, match.hints).seconds(machine)
 
 
 def machine_of(device: torch.device, dtype: torch.dtype) -> Machine:
@@ -133,25 +134,41 @@ def of_call(sizes: Sizes, on_cpu: bool, training: bool, tile: int = 1) -> Work:
 
 
 def of_operands(match: Match, dtype: torch.dtype) -> Work:
-    """To multiply the operands that are products of several tensors, or of one and a number."""
+    """To make the operands that are sums and products of several tensors, or of one and a number."""
     total = Work()
     for operand in match.unification.operands.values():
-        factors = len(operand.entries) + (operand.coefficient != 1) + (operand.addend != 0)
-        if factors > 1:
-            sizes = (notation.known(axis.size, match.hints) for dim in operand.dims for axis in dim)
-            total += Work(0, 2 * math.prod(sizes) * dtype.itemsize, 1) * (factors - 1)
+        for term in operand.terms:
+            size = math.prod(notation.known(axis.size, match.hints) for axis in operand.axes)
+            summed = math.prod(notation.known(axis.size, match.hints) for axis in term.bound)
+            steps = len(term.factors) + (term.coefficient != 1) + len(operand.terms) - 2
+            total += Work(size * summed * bool(term.bound), 2 * size * dtype.itemsize * steps, steps)
+    return total
+
+
+def of_rests(region: Region) -> Work:
+    """What stays of products of which the match stands for a part."""
+    total, hints = Work(), region.match.hints
+    for rest in region.stays:
+        products = sum(
+            math.prod(notation.known(axis.size, hints) for axis in (*term.free, *term.bound))
+            for term in rest.terms
+            if term.bound
+        )
+        size = rest.columns.whole.dtype.itemsize * _count(rest.columns, hints)
+        total += Work(products, size, 1) * (3 if region.match.root.requires_grad else 1)
     return total
 
 
 def of_program(region: Region, hints: Mapping[sympy.Symbol, int]) -> Work:
     """What the operations of a region do that a fused call would take the place of."""
     kinds = {Kind.CONTRACT: _of_product, Kind.SUM: _of_sum}
-    total = Work()
+    total, training = Work(), region.match.root.requires_grad
     for op in region.ops:
         of = kinds.get(RULES[op.name].kind)
         if of is not None and not region.own.isdisjoint(op.outputs):
-            total += of(op, region.own, hints)
-    return total * (3 if region.match.root.requires_grad else 1)
+            backward = sum(value.requires_grad for value in op.inputs[-2:]) if training else 0
+            total += of(op, region.own, hints) * (1 + backward)  # a product for each gradient
+    return total
 
 
 def _of_product(op: Op, own: set[Value], hints: Mapping[sympy.Symbol, int]) -> Work:
@@ -172,7 +189,7 @@ def _of_sum(op: Op, own: set[Value], hints: Mapping[sympy.Symbol, int]) -> Work:
     return Work(_count(op.args[0], hints), _moved(out, own, hints), 1)
 
 
-def _count(value: Value, hints: Mapping[sympy.Symbol, int]) -> int:
+def _count(value: Tensor, hints: Mapping[sympy.Symbol, int]) -> int:
     return math.prod(notation.known(size, hints) for size in value.shape)
 
 

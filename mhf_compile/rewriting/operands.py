@@ -7,19 +7,19 @@ Operands are views of the leaves wherever strides allow.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from mhf_compile import notation
 from mhf_compile.matching.match import Match
 from mhf_compile.matching.reasons import NoMatch
-from mhf_compile.matching.unify import Operand
-from mhf_compile.notation import Axis, Index, Leaf, Size
+from mhf_compile.matching.unification import Operand
+from mhf_compile.notation import Axis, Factor, Func, Index, Leaf, Size, Term
 from mhf_compile.notation.fold import Stacked, parts
+from mhf_compile.rewriting.rest import Rest
 from mhf_compile.tape.values import Value
 
 T = TypeVar("T")
@@ -40,32 +40,113 @@ class Builder(Generic[T]):
 
     Attributes:
         call: call a function, or a method by its name, on tensors of the kind.
-        tensor: the tensor of a value.
+        matmul: the product of two matrices, or of batches of them.
+        tensor: the tensor of a value, or of the columns of one.
         extent: the size of an axis, a number or what ``call`` takes for one.
         scaled: a tensor times a number.
     """
 
     call: Callable[..., T]
-    tensor: Callable[[Value], T]
+    matmul: Callable[[T, T], T]
+    tensor: Callable[[Any], T]
     extent: Callable[[Axis], Any]
     scaled: Callable[[T, Fraction], T]
 
     def operand(self, operand: Operand, match: Match) -> T:
         """An operand of the op, each of its dimensions running over its axes."""
-        if not operand.entries:
-            return self._broadcast(self._number(operand.addend, match), [], operand.dims, True)
-        first, *others = (
-            *(self.entry(leaf, operand.dims) for leaf in operand.leaves),
-            *(self.call("reciprocal", self.entry(leaf, operand.dims)) for leaf in operand.divisors),
-        )
+        return self._sum(operand.terms, operand.dims, match)
+
+    def columns(self, rest: Rest, match: Match) -> T:
+        """What stays of a product of which a match stands for a part."""
+        return self._sum(rest.terms, [index.axes for index in rest.index], match)
+
+    def wanted(self, rest: Rest, columns: T) -> dict[Value, T]:
+        """The values that the program reads of what stays of a product."""
+        within = replace(self, tensor=lambda value: columns if value is rest.columns else self.tensor(value))
+        return {
+            value: within.entry(leaf, [i.axes for i in index]) for value, (index, leaf) in rest.wanted.items()
+        }
+
+    def _sum(self, terms: Sequence[Term], groups: Groups, match: Match) -> T:
+        """A sum of products with one dimension for each group of axes."""
+        first, *others = (self.term(term, groups, match) for term in terms)
         for other in others:
-            first = self.call("mul", first, other)
-        if operand.coefficient != 1:
-            first = self.scaled(first, operand.coefficient)
-        if operand.addend:
-            number = self._number(operand.addend, match)
-            first = self.call("add", first, self._broadcast(number, [], operand.dims, True))
+            first = self.call("add", first, other)
         return first
+
+    def root(self, result: T, match: Match) -> T:
+        """The value that a match replaces, from the op's result."""
+        groups = match.unification.result
+        axes = [axis for group in groups for axis in group]
+        for dim in reversed(range(len(groups))):
+            result = self._ungrouped(result, dim, groups[dim])
+        wanted = [index.axes for index in match.index]
+        for dim in reversed(range(len(axes))):
+            if not any(axes[dim] in group for group in wanted):  # results of heads that are added up
+                result = self.call("sum", result, dim)
+                del axes[dim]
+        result = self._arranged(result, axes, wanted)
+        for factor in match.unification.behind:
+            result = self.call("mul", result, self.term(Term(factors=(factor,)), wanted, match, expand=False))
+        for addend in match.addends:
+            result = self.call("add", result, self.term(addend, wanted, match, expand=False))
+        return result
+
+    def term(self, term: Term, groups: Groups, match: Match, expand: bool = True) -> T:
+        """A product, summed over what it binds, with one dimension for each group of axes.
+
+        Axes that it lacks are broadcast; they are of size 1 where not expanded.
+        """
+        if not term.factors:
+            return self._broadcast(self._number(term.coefficient, match), [], groups, expand)
+        bound = set(term.bound)
+        first, *others = term.factors
+        if not others and not bound:
+            tensor = self.factor(first, groups, expand)
+        else:
+            tensor, axes = self._flat(first)
+            for position, factor in enumerate(others, start=1):
+                later = {axis for after in others[position:] for axis in after.axes}
+                tensor, axes = self._multiplied((tensor, axes), self._flat(factor), bound - later)
+            for dim in reversed([dim for dim, axis in enumerate(axes) if axis in bound]):
+                tensor = self.call("sum", tensor, dim)
+                del axes[dim]
+            tensor = self._broadcast(tensor, axes, groups, expand)
+        return tensor if term.coefficient == 1 else self.scaled(tensor, term.coefficient)
+
+    def factor(self, factor: Factor, groups: Groups, expand: bool = True) -> T:
+        """A leaf, or the reciprocal of one, with one dimension for each group of axes."""
+        match factor:
+            case Leaf():
+                return self.entry(factor, groups, expand)
+            case Func("reciprocal", Leaf() as leaf):
+                return self.call("reciprocal", self.entry(leaf, groups, expand))
+        raise AssertionError(f"{factor} in an operand")
+
+    def _flat(self, factor: Factor) -> tuple[T, list[Axis]]:
+        """A factor with one dimension for each of its axes, and these."""
+        axes = list(factor.axes)
+        return self.factor(factor, [(axis,) for axis in axes]), axes
+
+    def _multiplied(
+        self, a: tuple[T, list[Axis]], b: tuple[T, list[Axis]], summed: Collection[Axis]
+    ) -> tuple[T, list[Axis]]:
+        """The product of two tensors of some axes, summed over those of them that both have."""
+        inner = tuple(axis for axis in a[1] if axis in b[1] and axis in summed)
+        shared = tuple(axis for axis in a[1] if axis in b[1] and axis not in inner)
+        left = tuple(axis for axis in a[1] if axis not in b[1])
+        right = tuple(axis for axis in b[1] if axis not in a[1])
+        if not inner:
+            axes = [*a[1], *right]
+            both = (self._broadcast(*one, [(axis,) for axis in axes], False) for one in (a, b))
+            return self.call("mul", *both), axes
+        result = self.matmul(
+            self._broadcast(*a, [shared, left, inner], False),
+            self._broadcast(*b, [shared, inner, right], False),
+        )
+        for dim, group in reversed(list(enumerate([shared, left, right]))):
+            result = self._ungrouped(result, dim, group)
+        return result, [*shared, *left, *right]
 
     def _number(self, number: Fraction, match: Match) -> T:
         """A number as a tensor without dimensions, in float64: leaves may have less than the op's dtype."""
@@ -73,27 +154,11 @@ class Builder(Generic[T]):
         ones = self.call("double", self.call("new_ones", self.tensor(value), ()))
         return self.scaled(ones, number)
 
-    def root(self, result: T, match: Match) -> T:
-        """The value that a match replaces, from the op's result."""
-        groups = match.unification.result
-        for dim in reversed(range(len(groups))):
-            if not groups[dim]:
-                result = self.call("squeeze", result, dim)
-            elif len(groups[dim]) > 1:
-                result = self.call("unflatten", result, dim, self._sizes(groups[dim]))
-        wanted = [index.axes for index in match.index]
-        result = self._arranged(result, [axis for group in groups for axis in group], wanted)
-        for term in match.addends:
-            summed = (*wanted, term.bound) if term.bound else wanted
-            addend, *others = (
-                self.entry(leaf, summed, expand=False) for leaf in notation.leaves(term.factors)
-            )
-            for other in others:
-                addend = self.call("mul", addend, other)
-            addend = self.call("sum", addend, -1) if term.bound else addend
-            addend = addend if term.coefficient == 1 else self.scaled(addend, term.coefficient)
-            result = self.call("add", result, addend)
-        return result
+    def _ungrouped(self, tensor: T, dim: int, group: tuple[Axis, ...]) -> T:
+        """A tensor with a dimension for each axis of a group that is one of its dimensions."""
+        if not group:
+            return self.call("squeeze", tensor, dim)
+        return tensor if len(group) == 1 else self.call("unflatten", tensor, dim, self._sizes(group))
 
     def entry(self, leaf: Leaf, groups: Groups, expand: bool = True) -> T:
         """A leaf with one dimension for each group of axes; axes it lacks are broadcast."""

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,10 +36,11 @@ from mhf_compile.matching.match import Match
 from mhf_compile.matching.reasons import NO_ZEROS, Refusal
 from mhf_compile.notation import Axis, Index, Size
 from mhf_compile.rewriting.claim import claim
-from mhf_compile.rewriting.field import PRIME, inverse, number
+from mhf_compile.rewriting.field import PRIME, inverse, matmul, number
 from mhf_compile.rewriting.operands import Builder, check_places
 from mhf_compile.rewriting.region import Region, joined
 from mhf_compile.rewriting.replay import CONSTANTS, PRODUCTS, Replay, ReplayError, Zeros
+from mhf_compile.rewriting.rest import Rest
 from mhf_compile.tape.recorder import record_function
 from mhf_compile.tape.source import source_of
 from mhf_compile.tape.values import Value
@@ -76,7 +77,7 @@ class Proofs:
         key = claim(match, region)
         if key not in self.known or self.policy == "always":
             try:
-                self.known[key] = prove(match)
+                self.known[key] = prove(match, region.stays)
             except ProofFailed as error:
                 log.warning(
                     "%s at %s", error.reason, source_of(match.root.op.node if match.root.op else None)
@@ -85,8 +86,8 @@ class Proofs:
         return self.known[key]
 
 
-def prove(match: Match) -> str:
-    """Prove a match.
+def prove(match: Match, rests: Sequence[Rest] = ()) -> str:
+    """Prove a match, and what stays of products of which it stands for a part.
 
     Returns:
         ``"exact"``, or ``"exact, n tokens"`` where n tokens were run.
@@ -97,7 +98,7 @@ def prove(match: Match) -> str:
     """
     with torch.device("cpu"):  # whatever the default of the program is
         try:
-            return _prove(match)
+            return _prove(match, rests)
         except Zeros as error:
             reason = f"{error.value} is multiplied by zeros in it"
             raise Refusal(reason, error.value, advice=NO_ZEROS) from error
@@ -105,8 +106,11 @@ def prove(match: Match) -> str:
             raise ProofFailed(f"the proof failed: {error}", match.root) from error
 
 
-def _prove(match: Match) -> str:
-    for value in match.visited if match.root.requires_grad else ():
+def _prove(match: Match, rests: Sequence[Rest]) -> str:
+    visited = {**match.visited}
+    for rest in rests:
+        visited |= {value: index for value, index in rest.between.items() if value not in visited}
+    for value in visited if match.root.requires_grad else ():
         if _ends_gradients(value):
             raise ReplayError(f"gradients end at {value}, which it was read through")
     sizes, tokens = _sizes(match)
@@ -121,7 +125,7 @@ def _prove(match: Match) -> str:
         return math.prod(sizes.get(axis, extent(axis.size)) for axis in index.axes)
 
     def shape(value: Value) -> tuple[int, ...]:
-        index = match.visited.get(value) or leaf_index.get(value)
+        index = visited.get(value) or leaf_index.get(value)
         if index is None:
             return tuple(map(extent, value.shape))
         return tuple(length(i, s) for i, s in zip(index, value.shape, strict=True))
@@ -141,7 +145,7 @@ def _prove(match: Match) -> str:
         if value not in composed
     }
     replay = Replay(shape, extent, known)
-    replay.run({*match.visited, *composed})
+    replay.run({*visited, *composed})
 
     def call(function: str | Callable[..., Tensor], *args: Any) -> Tensor:
         result = (getattr(torch.Tensor, function) if isinstance(function, str) else function)(*args)
@@ -151,6 +155,7 @@ def _prove(match: Match) -> str:
 
     builder = Builder[Tensor](
         call,
+        matmul,
         lambda value: replay.tensors[value],
         lambda axis: sizes.get(axis, extent(axis.size)),
         lambda tensor, factor: tensor * number(factor) % PRIME,
@@ -161,6 +166,10 @@ def _prove(match: Match) -> str:
     computed = replay.tensors[match.root]
     if computed.shape != expected.shape or not torch.equal(computed, expected):
         raise ProofFailed("the proof failed: the region does not compute the pattern's formula", match.root)
+    for rest in rests:
+        for value, own in builder.wanted(rest, builder.columns(rest, match)).items():
+            if not torch.equal(replay.tensors[value], own % PRIME):
+                raise ProofFailed(f"the proof failed: {value} is no part of {rest.columns.whole}", value)
     return "exact" if tokens is None else f"exact, {tokens} tokens"
 
 

@@ -33,10 +33,8 @@ def recompute_copies(match: Match, region: Region, tape: Tape) -> None:
 def _kept(match: Match, region: Region) -> Iterator[Value]:
     """The values that the call keeps as they are, or views of them."""
     for operand in match.unification.operands.values():
-        if len(operand.entries) != 1 or operand.coefficient != 1 or operand.addend:
-            continue
-        (leaf,) = operand.entries
-        if isinstance(leaf.value, Value) and leaf.value.dtype == region.dtype:
+        leaf = operand.leaf
+        if leaf is not None and isinstance(leaf.value, Value) and leaf.value.dtype == region.dtype:
             yield leaf.value
 
 

@@ -165,9 +165,9 @@ def returned(region: Region, value: Value) -> Refusal | None:
 
 
 def used_elsewhere(region: Region, value: Value) -> Refusal | None:
-    """Whether something outside of the region needs a value."""
+    """Whether something outside of the region needs a value, and not just other columns of a product."""
     for user in value.users:
-        if _serves_only(region, user):
+        if value in region.rests or region.serves_only(user):
             continue
         if user.name in NORMS and user.name != "pow":  # which squares for a penalty as well
             return Refusal(f"it is normalised ({user.name}) before the product with the values", value)
@@ -177,22 +177,6 @@ def used_elsewhere(region: Region, value: Value) -> Refusal | None:
             advice="compute that in a call of its own, where it is needed, such as when logging",
         )
     return None
-
-
-def _serves_only(region: Region, op: Op) -> bool:
-    """Whether nothing outside of a region needs an operation, once the region is left out."""
-    if region.tape.used.isdisjoint(op.outputs):
-        return True
-    if op.writes is not None and op not in region.ops:
-        return False
-    for value in op.outputs:
-        if value in region.match.visited and value not in region.leaves:
-            continue  # it is looked at on its own
-        if value in region.leaves or value in region.match.scope.returned:
-            return False
-        if not all(_serves_only(region, user) for user in value.users):
-            return False
-    return True
 
 
 def _line(op: Op | None) -> str:
@@ -208,13 +192,11 @@ def repeated_weights(region: Region) -> Refusal | None:
     match = region.match
     pattern, operands = match.pattern, match.unification.operands
     for name in pattern.of(Purpose.WEIGHT):
-        axes, own = {axis for dim in operands[name].dims for axis in dim}, set(operands[name].leaves[0].axes)
+        axes, own = {axis for dim in operands[name].dims for axis in dim}, set(operands[name].axes)
         size, least = (math.prod(notation.known(a.size, match.hints) for a in some) for some in (axes, own))
         if size - least > match.hidden:
             others = operands.keys() - pattern.of(Purpose.INPUT)
-            has = [
-                x for x in others if axes - own <= {a for leaf in operands[x].leaves[:1] for a in leaf.axes}
-            ]
+            has = [x for x in others if axes - own <= set(operands[x].axes)]
             each = " or ".join(pattern.counted(pattern.broadcast))
             return Refusal(
                 f"{pattern.words(has)} have entries for each {each}, "
@@ -228,7 +210,7 @@ def picked_weights(region: Region) -> Refusal | None:
     match = region.match
     pattern, operands = match.pattern, match.unification.operands
     for name in pattern.of(Purpose.WEIGHT):
-        for value in (value for leaf in operands[name].leaves for value in parts(leaf.value)):
+        for value in (value for leaf in operands[name].entries for value in parts(leaf.value)):
             op = _gathering(value)
             source = op.args[0] if op is not None else None
             if op is None or not isinstance(source, Value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cached_property
 
 import torch
 
@@ -10,8 +11,9 @@ from mhf_compile import notation
 from mhf_compile.matching.match import Match
 from mhf_compile.notation.fold import parts
 from mhf_compile.reading.rules import ALGEBRA, RULES, Kind
+from mhf_compile.rewriting.rest import Rest, rests
 from mhf_compile.tape.tape import Tape
-from mhf_compile.tape.values import Storage, Value
+from mhf_compile.tape.values import Op, Storage, Value
 
 NARROW = ALGEBRA | {Kind.MOVE, Kind.JOIN, Kind.CONSTANT}
 """By these an operand may be computed of leaves: its entries are no wider than theirs."""
@@ -46,6 +48,37 @@ class Region:
             narrow = RULES[value.op.name].kind in NARROW
             if not narrow or not self.own.isdisjoint(value.op.inputs):
                 self.own.add(value)
+
+    @cached_property
+    def rests(self) -> dict[Value, list[Rest]]:
+        """Of products of which the match stands for some columns, and others are needed elsewhere, these."""
+        escaping: dict[Value, list[Value]] = {}
+        for value in self.values:
+            outside = [op for op in value.users if value in self.own and not self.serves_only(op)]
+            if outside and value is not self.match.root:
+                made = (v for op in outside for v in op.outputs if v not in self.match.visited)
+                escaping[value] = list(made)
+        return rests(self.match, self.tape, self.own, escaping) if escaping else {}
+
+    @property
+    def stays(self) -> list[Rest]:
+        """All that stays of products."""
+        return [rest for some in self.rests.values() for rest in some]
+
+    def serves_only(self, op: Op) -> bool:
+        """Whether nothing outside of the region needs an operation, once the region is left out."""
+        if self.tape.used.isdisjoint(op.outputs):
+            return True
+        if op.writes is not None and op not in self.ops:
+            return False
+        for value in op.outputs:
+            if value in self.match.visited and value not in self.leaves:
+                continue  # it is looked at on its own
+            if value in self.leaves or value in self.match.scope.returned:
+                return False
+            if not all(self.serves_only(user) for user in value.users):
+                return False
+        return True
 
     @property
     def dtype(self) -> torch.dtype:

@@ -18,6 +18,7 @@ from mhf_compile.matching.reasons import NoMatch
 from mhf_compile.notation import Axis
 from mhf_compile.rewriting.operands import Builder
 from mhf_compile.rewriting.region import Region
+from mhf_compile.rewriting.rest import Rest
 from mhf_compile.tape.recorder import fake_mode_of
 from mhf_compile.tape.tape import Tape
 from mhf_compile.tape.values import Op, Scope, Value, convert
@@ -59,12 +60,17 @@ class Surgeon:
             try:
                 emitter = _Emitter(self, graph, last, new, scope.inference.get(last))
                 result = self._emit(match, region, emitter)
+                staying = [one for rest in region.stays for one in self._stay(match, rest, new)]
             except NoMatch:
                 for node in reversed(new):
                     graph.erase_node(node)
                 assert len(graph.nodes) == before
                 raise
         self._redirect(match, order, result)
+        for value, own in staying:
+            for node in value.handle.nodes_in(scope):
+                self.replaced[node] = own
+                node.replace_all_uses_with(own)
         self._erase(scope, region)
 
     def _expand(self, scope: Scope, value: Value) -> None:
@@ -104,12 +110,7 @@ class Surgeon:
 
     def _emit(self, match: Match, region: Region, emitter: _Emitter) -> fx.Node:
         unification, pattern = match.unification, match.pattern
-        builder = Builder[fx.Node](
-            emitter.call,
-            lambda value: emitter.tensor(value, match.scope, match.root.time),
-            lambda axis: emitter.extent(axis, match),
-            lambda node, factor: emitter.call("mul", node, float(factor)),
-        )
+        builder = emitter.builder(match, match.root.time)
         given = {**self.constants, "activation": unification.activation}
         given |= {name: float(value) for name, value in unification.scalars.items()}
         for name, operand in unification.operands.items():
@@ -121,6 +122,19 @@ class Surgeon:
         original = match.root.handle.tensor
         assert original is not None
         return emitter.like(emitter.cast(builder.root(result, match), match.root.dtype), original)
+
+    def _stay(self, match: Match, rest: Rest, new: list[fx.Node]) -> Iterator[tuple[Value, fx.Node]]:
+        """Compute what stays of a product, in its place; each value that is wanted of it, and its node."""
+        whole = rest.columns.whole
+        assert whole.op is not None and whole.op.node is not None
+        graph, node = match.scope.module.graph, whole.op.node
+        with graph.inserting_before(node.next):
+            emitter = _Emitter(self, graph, node, new)
+            builder = emitter.builder(match, whole.time)
+            columns = emitter.cast(builder.columns(rest, match), whole.dtype)
+            for value, own in builder.wanted(rest, columns).items():
+                assert value.handle.tensor is not None
+                yield value, emitter.ordered(own, value.handle.tensor)
 
     def _redirect(self, match: Match, position: float, result: fx.Node) -> None:
         """Give the result to everything that used the root's tensor after it was complete."""
@@ -137,6 +151,8 @@ class Surgeon:
         """Erase the region's own nodes, and what was computed for them only."""
         nodes = {op.node for op in region.ops if op.node is not None}
         nodes |= {node for value in region.values for node in value.handle.nodes_in(scope)}
+        for rest in region.stays:
+            nodes |= {node for value in rest.between for node in value.handle.nodes_in(scope)}
         while nodes:
             node = max(nodes, key=lambda n: scope.order.get(n, -1))
             nodes.remove(node)
@@ -172,6 +188,16 @@ class _Emitter:
         self.new = new
         self.entered = entered
         self.extents: dict[Axis, Any] = {}
+
+    def builder(self, match: Match, time: int) -> Builder[fx.Node]:
+        """What takes the steps of a rewrite on nodes, at a time of the graph."""
+        return Builder[fx.Node](
+            self.call,
+            self.matmul,
+            lambda value: self.tensor(value, match.scope, time),
+            lambda axis: self.extent(axis, match),
+            lambda node, factor: self.call("mul", node, float(factor)),
+        )
 
     def call(self, function: str | Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """Add a call of a function, or of a method by its name, as early as it may stand."""
@@ -232,6 +258,11 @@ class _Emitter:
             raise NoMatch(f"no operand has the symbolic size {axis.size} as a dimension", match.root)
         return self.extents[axis]
 
+    def matmul(self, a: fx.Node, b: fx.Node) -> fx.Node:
+        """The product of two matrices, or of batches of them, in the wider dtype of the two."""
+        dtype = torch.promote_types(*(node.meta["example_value"].dtype for node in (a, b)))
+        return self.call(torch.matmul, self.cast(a, dtype), self.cast(b, dtype))
+
     def cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
         return node if node.meta["example_value"].dtype == dtype else self.call("to", node, dtype)
 
@@ -240,8 +271,16 @@ class _Emitter:
         strides = [notation.size_of(s) for s in original.stride()]
         if [notation.size_of(s) for s in node.meta["example_value"].stride()] == strides:
             return node
-        order = sorted(range(original.dim()), key=lambda d: -_magnitude(original, d))
-        back = [order.index(d) for d in range(original.dim())]
+        return self._contiguous(node, _order(original))
+
+    def ordered(self, node: fx.Node, original: Tensor) -> fx.Node:
+        """A node whose dimensions lie in memory in the order of those of another tensor."""
+        order = _order(original)
+        return node if _order(node.meta["example_value"]) == order else self._contiguous(node, order)
+
+    def _contiguous(self, node: fx.Node, order: list[int]) -> fx.Node:
+        """A node without gaps in memory, its dimensions in some order."""
+        back = [order.index(d) for d in range(len(order))]
         if order == back == sorted(order):
             return self.call("contiguous", node)
         return self.call("permute", self.call("contiguous", self.call("permute", node, order)), back)
@@ -270,6 +309,11 @@ def copied(graph: fx.Graph) -> fx.Graph:
         for name in vars(node).keys() - vars(own).keys():
             setattr(own, name, getattr(node, name))
     return result
+
+
+def _order(tensor: Tensor) -> list[int]:
+    """The dimensions of a tensor, of the largest stride first."""
+    return sorted(range(tensor.dim()), key=lambda d: -_magnitude(tensor, d))
 
 
 def _magnitude(tensor: Tensor, dim: int) -> int:

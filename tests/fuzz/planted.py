@@ -100,7 +100,7 @@ ROUNDING = "errs_no_more_than_rounding_may"
 DIFFERENCES = "first_derivatives_are_differences"
 
 START = Edit("reading.moves:take", "affine(piece.step, piece.start)", "affine(piece.step, 0)")
-TWICE = Edit("matching.unify:_Unifier.terms", "rest = notation.ONE", "pass")
+TWICE = Edit("matching.unify:_Unifier.terms", "coefficient = notation.ONE", "pass")
 
 BLOCKED = "kernels.flash_mhf.blocked"
 FORWARD = "kernels.flash_mhf.forward:forward_kernel"
@@ -159,7 +159,7 @@ FAULTS = (
         "matcher",
         "an axis has the role that it fits the least",
         FOUND,
-        (Edit("matching.unify:_Roles._role", "return min(", "return max("),),
+        (Edit("matching.roles:Roles._role", "return min(", "return max("),),
     ),
     Fault(
         "matcher",
@@ -174,8 +174,8 @@ FAULTS = (
         NEAR,
         (
             Edit(
-                "matching.unify:_Roles._operand",
-                "if not (twin.index == leaves[0].index and",
+                "matching.roles:Roles._operand",
+                "if not (one.index == twin.index and",
                 "if (False and not",
             ),
         ),

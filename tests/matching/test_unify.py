@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, relu, silu
 
 from mhf_compile.matching.match import Match
-from mhf_compile.matching.unify import Unification
-from mhf_compile.notation import product
+from mhf_compile.matching.unification import Unification
+from mhf_compile.notation import Func, product
 from tests.matching.programs import Program, searched
 from tests.programs import BY_NAME
 
@@ -74,7 +74,8 @@ def test_no_layout_of_the_keys_matters(order: tuple[str, ...]) -> None:
     q, k, u, v, r = operands()
     unification = unified(program, q, torch.einsum(f"hefd->{letters}", k).contiguous(), u, v, r)
     assert shapes(unification) == {name: SHAPES[name] for name in ("q", "k", "u", "v", "r")}
-    (leaf,) = unification.operands["k"].leaves
+    leaf = unification.operands["k"].leaf
+    assert leaf is not None
     assert leaf.value.shape == tuple(SHAPES["k"]["hefd".index(letter)] for letter in letters)
 
 
@@ -163,8 +164,9 @@ def test_biases() -> None:
 
     unification = unified(program, *operands("q k u v r gate_bias up_bias"))
     assert shapes(unification) == SHAPES
-    assert unification.operands["gate_bias"].coefficient == 1
-    assert unification.operands["up_bias"].coefficient == -1
+    for name, coefficient in (("gate_bias", 1), ("up_bias", -1)):
+        (term,) = unification.operands[name].terms
+        assert term.coefficient == coefficient and len(term.factors) == 1
 
 
 def test_factors_of_tokens_heads_and_subnetworks_make_up_the_weights() -> None:
@@ -172,7 +174,8 @@ def test_factors_of_tokens_heads_and_subnetworks_make_up_the_weights() -> None:
         return full(q, k, u, v, r.sigmoid()) * r.mean(-1, keepdim=True) * k[:, 0, 0, :1]
 
     operand = unified(program, *operands()).operands["r"]
-    assert len(operand.leaves) == 3
+    (term,) = operand.terms
+    assert len(term.factors) == len(operand.entries) == 3 and operand.leaf is None
     assert tuple(product([axis.size for axis in dim]) for dim in operand.dims) == SHAPES["r"]
 
 
@@ -182,8 +185,9 @@ def test_weights_that_are_normalised_are_divided() -> None:
         return full(q, k, u, v, weights) / weights.sum(-1, keepdim=True)
 
     operand = unified(program, *operands()).operands["r"]
-    assert (len(operand.leaves), len(operand.divisors)) == (1, 1)
-    assert operand.entries == (*operand.leaves, *operand.divisors)
+    (term,) = operand.terms
+    (divisor,) = (factor for factor in term.factors if isinstance(factor, Func))
+    assert divisor.name == "reciprocal" and len(term.factors) == len(operand.entries) == 2
 
 
 def test_a_multiple_of_an_operand_is_the_operand() -> None:
@@ -193,7 +197,7 @@ def test_a_multiple_of_an_operand_is_the_operand() -> None:
 
     unification = unified(program, *operands())
     assert {
-        leaf.value.op for leaf in (*unification.operands["q"].leaves, *unification.operands["q"].twins)
+        leaf.value.op for leaf in (*unification.operands["q"].entries, *unification.operands["q"].twins)
     } == {None}
     assert unification.scalars == {"gate_scale": 2, "scale": -1}
 
@@ -205,14 +209,14 @@ def test_an_input_computed_twice_is_one_tensor() -> None:
         return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate) * up, v)
 
     operand = unified(program, *operands()).operands["q"]
-    assert (len(operand.leaves), len(operand.twins)) == (1, 1)
-    assert operand.leaves[0].value is operand.twins[0].value
+    assert operand.leaf is not None and len(operand.twins) == 1
+    assert operand.leaf.value is operand.twins[0].value
 
 
 def test_gate_and_up_are_told_apart() -> None:
     first = unified(full, *operands())
     second = unified(lambda q, k, u, v, r: full(q, u, k, v, r), *operands())
-    names = [[repr(u.operands[name].leaves[0].value) for name in "ku"] for u in (first, second)]
+    names = [[repr(u.operands[name].entries[0].value) for name in "ku"] for u in (first, second)]
     assert names[0] == names[1][::-1]
     assert names[0][0] != names[0][1]
 

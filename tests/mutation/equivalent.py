@@ -48,8 +48,6 @@ _REASONS: dict[str, dict[str, str]] = {
         " if False",
     },
     "there is only one": {
-        "matching.unify:_Roles._operand": "_same_tensor(self.numbering, twin, leaves[0]) ->"
-        " _same_tensor(self.numbering, twin, leaves[-1])",
         "reading.moves:transposed": "op.args[0].rank -> op.args[-1].rank",
     },
     "mul has two arguments": {
@@ -75,7 +73,7 @@ _REASONS: dict[str, dict[str, str]] = {
         "reading.reader:read.step": "(terms, 'all') -> (terms, '')",
     },
     "a mark that is no operand's name, and is not shown": {
-        "matching.unify:": "'score' -> ''",
+        "matching.roles:": "'score' -> ''",
     },
     "of a stage all reasons have a size, or none": {
         "matching.reasons:Progress": "0 -> -1",

@@ -612,30 +612,40 @@ FAULTS = [
         "t.coefficient",
         with_activation(quick_gelu),
     ),
-    fault("a number counts twice", "matching.unify:_Unifier.terms", "rest = notation.ONE", "pass", scaled),
+    fault(
+        "a number counts twice",
+        "matching.unify:_Unifier.terms",
+        "coefficient = notation.ONE",
+        "pass",
+        scaled,
+    ),
     fault(
         "the number of an operand is lost",
-        "matching.unify:_Unifier.terms",
-        "coefficient = rest",
-        "coefficient = notation.ONE",
+        "matching.unify:_multiplied",
+        "Term(coefficient)",
+        "Term()",
         with_gate(lambda gate, bias: gate + 2 * bias),
     ),
     fault(
         "any two are the same",
-        "matching.unify:_same_tensor",
-        "return numbering.same(a.value, b.value)",
+        "matching.roles:Roles._same_tensor",
+        "return self.numbering.same(a.value, b.value)",
         "return True",
         two_inputs,
     ),
     fault(
         "any two entries are the same",
-        "matching.unify:_Roles._operand",
-        "twin.index == leaves[0].index and",
+        "matching.roles:Roles._operand",
+        "one.index == twin.index and",
         "",
         selected_inputs,
     ),
     fault(
-        "what divides multiplies", "matching.unify:_Unifier.terms", "divides=True", "divides=False", divided
+        "what divides multiplies",
+        "rewriting.operands:Builder.factor",
+        'self.call("reciprocal", self.entry(leaf, groups, expand))',
+        "self.entry(leaf, groups, expand)",
+        divided,
     ),
     fault(
         "every activation is silu",
@@ -646,9 +656,9 @@ FAULTS = [
     ),
     fault(
         "gate and up are swapped",
-        "matching.unify:_Unifier.terms",
-        "with_leaf(self.name(slot)",
-        'with_leaf({"k": "u", "u": "k"}.get(self.name(slot), self.name(slot))',
+        "matching.unify:_Unifier._factors",
+        "with_place(name",
+        'with_place({"k": "u", "u": "k"}.get(name, name)',
         gated,
     ),
 ]
@@ -710,7 +720,7 @@ PARTLY = [
 MISSES = [
     fault(
         "an axis has the role that it fits the least",
-        "matching.unify:_Roles._role",
+        "matching.roles:Roles._role",
         "return min(",
         "return max(",
         gated,

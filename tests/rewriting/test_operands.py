@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mhf_compile import notation
 from mhf_compile.matching.reasons import NoMatch
-from mhf_compile.matching.unify import Operand
-from mhf_compile.notation import Axis, Index, Leaf, Term
+from mhf_compile.matching.unification import Operand
+from mhf_compile.notation import Axis, Factor, Func, Index, Leaf, Term
 from mhf_compile.notation.fold import Stacked
 from mhf_compile.rewriting.operands import Builder
 
@@ -46,6 +47,7 @@ def call(function: str | Callable[..., Tensor], *args: Any) -> Tensor:
 
 BUILDER = Builder[Tensor](
     call,
+    torch.matmul,
     lambda value: value.tensor,  # type: ignore[attr-defined]
     lambda axis: axis.size,
     lambda tensor, factor: tensor * float(factor),
@@ -202,59 +204,74 @@ def test_a_view_copies_nothing() -> None:
     assert built.data_ptr() == leaf.value.tensor.data_ptr()  # type: ignore[attr-defined]
 
 
+@st.composite
+def products(draw: st.DrawFn, axes: Sequence[Axis]) -> Term:
+    """A number times a product of entries of some of the axes and one summed, and of reciprocals of such."""
+    bound = [Axis(n) for n in draw(st.lists(st.integers(2, 3), max_size=1))]
+    factors: list[Factor] = []
+    for number in range(draw(st.integers(0, 3))):
+        own = draw(st.permutations(axes))[: draw(st.integers(0, len(axes)))]
+        own = draw(st.permutations([*own, *(bound if number == 0 or draw(st.booleans()) else [])]))
+        leaf = Leaf(Named([axis.size for axis in own]), tuple(map(Index.over, own)))
+        factors.append(Func("reciprocal", leaf) if draw(st.booleans()) else leaf)
+    return Term(
+        draw(st.sampled_from([Fraction(1), Fraction(-3, 4)])), tuple(factors), (*bound,) if factors else ()
+    )
+
+
+def sum_by_hand(terms: Iterable[Term], at: At) -> float:
+    """What an entry of a sum of products is."""
+    total = 0.0
+    for term in terms:
+        for inner in everywhere(term.bound):
+            entries = [(f, next(notation.leaves((f,)))) for f in term.factors]
+            values = [by_hand(leaf, {**at, **inner}) for _, leaf in entries]
+            inverted = (
+                1 / v if isinstance(f, Func) else v for (f, _), v in zip(entries, values, strict=True)
+            )
+            total += float(term.coefficient) * math.prod(inverted)
+    return total
+
+
 @DRAWN
 @given(st.data())
-def test_an_operand_is_a_product_of_its_leaves_over_its_divisors_and_a_number(data: st.DataObject) -> None:
+def test_an_operand_is_a_sum_of_products(data: st.DataObject) -> None:
     token, head, network = axes = [Axis(n) for n in (2, 3, 4)]
     dims = data.draw(grouped(axes))
-
-    def entry() -> Leaf:
-        own = data.draw(st.permutations(axes))[: data.draw(st.integers(1, 3))]
-        return Leaf(Named([axis.size for axis in own]), tuple(map(Index.over, own)))
-
-    factors = [entry() for _ in range(data.draw(st.integers(0, 2)))]
-    divisors = [entry() for _ in range(data.draw(st.integers(0, 1)))] if factors else []
-    coefficient = data.draw(st.sampled_from([Fraction(1), Fraction(-3, 4)]))
-    addend = data.draw(st.sampled_from([Fraction(0), Fraction(5, 2)]))
-    operand = Operand(tuple(factors), tuple(dims), coefficient, divisors=tuple(divisors), addend=addend)
-    built = BUILDER.operand(operand, SimpleNamespace(leaves=[entry()]))
+    terms = data.draw(st.lists(products(axes), min_size=1, max_size=3))
+    operand = Operand(tuple(terms), tuple(dims))
+    assert operand.entries == tuple(leaf for term in terms for leaf in notation.leaves(term.factors))
+    assert set(operand.axes) == {axis for leaf in operand.entries for axis in leaf.axes if axis in axes}
+    match: Any = SimpleNamespace(leaves=[Leaf(Named(()), ())])
+    built = BUILDER.operand(operand, match)
     assert built.shape == shape(dims)
     for at in everywhere((token, head, network)):
-        wanted = float(coefficient) * math.prod(by_hand(leaf, at) for leaf in factors) if factors else 0.0
-        wanted = wanted / math.prod(by_hand(leaf, at) for leaf in divisors) + float(addend)
-        assert float(built[place(dims, at)]) == pytest.approx(wanted, rel=1e-14)
+        assert float(built[place(dims, at)]) == pytest.approx(sum_by_hand(terms, at), rel=1e-12)
 
 
 @DRAWN
 @given(st.data())
-def test_the_root_is_the_result_rearranged_plus_what_is_added(data: st.DataObject) -> None:
+def test_the_root_is_the_result_rearranged_times_what_is_behind_plus_what_is_added(
+    data: st.DataObject,
+) -> None:
     axes = [Axis(n) for n in data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))]
-    groups, wanted = data.draw(grouped(axes)), data.draw(grouped(axes))
+    heads = [Axis(n) for n in data.draw(st.lists(st.integers(2, 3), max_size=1))]  # their results add up
+    groups, wanted = data.draw(grouped([*axes, *heads])), data.draw(grouped(axes))
     result = Named(shape(groups))
     index = tuple(
         Index(0, tuple((math.prod(a.size for a in group[n + 1 :]), axis) for n, axis in enumerate(group)))
         for group in wanted
     )
-    bound = tuple(Axis(n) for n in data.draw(st.lists(st.integers(2, 3), max_size=1)))
-
-    def entry(must: Sequence[Axis]) -> Leaf:
-        own = [*must, *data.draw(st.permutations(axes))[: data.draw(st.integers(0, len(axes)))]]
-        own = data.draw(st.permutations(own))
-        return Leaf(Named([axis.size for axis in own]), tuple(map(Index.over, own)))
-
-    addends = [
-        Term(data.draw(st.sampled_from([Fraction(1), Fraction(-2)])), (entry(bound), entry(())), bound)
-        for _ in range(data.draw(st.integers(0, 2)))
-    ]
+    behind = tuple(f for term in data.draw(st.lists(products(axes), max_size=1)) for f in term.factors)
+    behind = tuple(f for f in behind if set(f.axes) <= set(axes))
+    addends = tuple(data.draw(st.lists(products(axes), max_size=2)))
+    unification = SimpleNamespace(result=tuple(groups), behind=behind)
     match: Any = SimpleNamespace(
-        unification=SimpleNamespace(result=tuple(groups)), index=index, addends=tuple(addends)
+        unification=unification, index=index, addends=addends, leaves=[Leaf(Named(()), ())]
     )
     built = BUILDER.root(result.tensor, match)
     assert built.shape == shape(wanted)
     for at in everywhere(axes):
-        expected = float(result.tensor[place(groups, at)])
-        for term in addends:
-            for inner in everywhere(term.bound):
-                product = math.prod(by_hand(leaf, {**at, **inner}) for leaf in term.factors)  # type: ignore
-                expected += float(term.coefficient) * product
-        assert float(built[tuple(position(i, at) for i in index)]) == expected
+        entries = (float(result.tensor[place(groups, {**at, **inner})]) for inner in everywhere(heads))
+        expected = sum(entries) * sum_by_hand([Term(factors=behind)], at) + sum_by_hand(addends, at)
+        assert float(built[tuple(position(i, at) for i in index)]) == pytest.approx(expected, rel=1e-12)

@@ -14,8 +14,8 @@ from torch.nn.functional import linear, silu
 
 from mhf_compile.matching.match import Match
 from mhf_compile.matching.reasons import NoMatch
-from mhf_compile.matching.unify import Operand
-from mhf_compile.notation import Leaf
+from mhf_compile.matching.unification import Operand
+from mhf_compile.notation import Func, Leaf, Term
 from mhf_compile.rewriting import proof as prove
 from tests.rewriting.programs import N, matches
 
@@ -39,10 +39,11 @@ def with_operands(match: Match, **operands: Operand) -> Match:
 
 def shifted(operand: Operand, dim: int) -> Operand:
     """The operand read one position further along a dimension."""
-    (leaf,) = operand.leaves
+    leaf = operand.leaf
+    assert leaf is not None
     index = list(leaf.index)
     index[dim] = replace(index[dim], offset=index[dim].offset + 1)
-    return replace(operand, leaves=(Leaf(leaf.value, tuple(index)),))
+    return replace(operand, terms=(Term(factors=(Leaf(leaf.value, tuple(index)),)),))
 
 
 def transposed(operand: Operand, one: int, other: int) -> Operand:
@@ -155,15 +156,19 @@ def test_a_wrong_divisor_is_refused() -> None:
 
     ((match, _),) = matches(program, *cube_tensors())
     operand = match.unification.operands["r"]
-    first, second = operand.divisors
+    (term,) = operand.terms
+    divisors = [factor for factor in term.factors if isinstance(factor, Func)]
+    (weights,) = (factor for factor in term.factors if isinstance(factor, Leaf))
+    first, second = (divisor.argument for divisor in divisors)
+    assert isinstance(first, Leaf) and isinstance(second, Leaf)
     assert prove.prove(match) == "exact"
     for wrong in (
-        replace(operand, divisors=(first, first, second)),
-        replace(operand, divisors=(*operand.leaves, second), leaves=(first,)),
-        replace(operand, leaves=(*operand.leaves, second), divisors=(first,)),
+        (*term.factors, divisors[0]),
+        (first, Func("reciprocal", weights), divisors[1]),
+        (weights, second, divisors[0]),
     ):
         with pytest.raises(NoMatch, match="the proof failed"):
-            prove.prove(with_operands(match, r=wrong))
+            prove.prove(with_operands(match, r=replace(operand, terms=(replace(term, factors=wrong),))))
 
 
 def test_a_wrong_sum_of_products_added_is_refused() -> None:
