@@ -13,7 +13,7 @@ import mhf_compile
 from tests.comparison import LONGEST_SUM, counted_calls
 from tests.spellings.case import Case, converted, tensors
 
-HOUSES = ("research", "production", "ported")
+HOUSES = ("research", "production", "ported", "algebra")
 CASES = [
     pytest.param(case, id=f"{house}-{case}")
     for house in HOUSES
@@ -47,6 +47,8 @@ def test_is_one_fused_call(case: Case) -> None:
     report = "\n".join(map(str, mhf_compile.last_reports()))
     assert calls[0] == 1, report
     assert sum(len(one.misses) for one in mhf_compile.last_reports()) == case.beside, report
+    (found,) = (rewrite for one in mhf_compile.last_reports() for rewrite in one.rewrites)
+    assert {name: getattr(found, name) for name in case.sizes} == case.sizes, report
     for a, b in zip(after, before, strict=True):
         # Each is off by half a unit in the last place for each product summed, at most.
         assert float((a - b).norm()) <= LONGEST_SUM * torch.finfo(torch.float64).eps * float(b.norm())
