@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -1187,6 +1188,557 @@ def number_added_then_scaled():
         return (silu(2 * (x @ k + 0.5)) * (0.5 * (x @ u) + 1)) @ v
 
     return dense, (leaf(N, D), keys(), keys(), values())
+
+
+# -- updates of low rank, and weights in two parts: without gradients of their own --------------------------
+
+MANY, INSIDE, WIDTH, RANK = 512, 16, 32, 2
+"""Tokens and sizes at which one product of a merged weight takes less than three."""
+
+
+def low_rank(inside: int, outside: int, *heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A weight and the two factors of its update."""
+    factors = frozen(*heads, inside, RANK, fan=inside), frozen(*heads, RANK, outside, fan=RANK)
+    return frozen(*heads, inside, outside, fan=inside), *factors
+
+
+@case
+def lora_on_all():
+    def dense(x, k, ka, kb, u, ua, ub, v, va, vb):
+        gate = x @ k + 0.5 * (x @ ka) @ kb
+        up = x @ u + 0.5 * (x @ ua) @ ub
+        hidden = silu(gate) * up
+        return hidden @ v + 0.5 * (hidden @ va) @ vb
+
+    weights = *low_rank(INSIDE, WIDTH), *low_rank(INSIDE, WIDTH), *low_rank(WIDTH, INSIDE)
+    return dense, (leaf(MANY, INSIDE), *weights)
+
+
+@case
+def lora_on_the_gate():
+    def dense(x, k, a, b, u, v):
+        return (silu(x @ k + 2.0 * (x @ a @ b)) * (x @ u)) @ v
+
+    weights = *low_rank(INSIDE, WIDTH), frozen(INSIDE, WIDTH, fan=INSIDE), frozen(WIDTH, INSIDE, fan=WIDTH)
+    return dense, (leaf(MANY, INSIDE), *weights)
+
+
+@case
+def lora_on_the_up_projection():
+    def dense(x, k, u, a, b, v):
+        up = linear(x, u.T)
+        up = up + linear(linear(x, a.T), b.T) * 0.25
+        return linear(silu(linear(x, k.T)) * up, v.T)
+
+    weights = frozen(INSIDE, WIDTH, fan=INSIDE), *low_rank(INSIDE, WIDTH), frozen(WIDTH, INSIDE, fan=WIDTH)
+    return dense, (leaf(2, MANY // 2, INSIDE), *weights)
+
+
+@case
+def lora_on_the_values():
+    def dense(x, k, u, v, a, b):
+        hidden = silu(x @ k) * (x @ u)
+        return hidden @ v + (hidden @ a) @ b * 0.5
+
+    weights = frozen(INSIDE, WIDTH, fan=INSIDE), frozen(INSIDE, WIDTH, fan=INSIDE), *low_rank(WIDTH, INSIDE)
+    return dense, (leaf(MANY, INSIDE), *weights)
+
+
+@case
+def lora_without_a_gate():
+    "by einsum, with biases"
+
+    def dense(x, k, ka, kb, bk, v, va, vb, bv):
+        hidden = gelu(x @ k + bk + torch.einsum("nd,dr,rf->nf", x, ka, kb))
+        return hidden @ v + bv + torch.einsum("nf,fr,ro->no", hidden, va, vb)
+
+    up = *low_rank(INSIDE, WIDTH), frozen(WIDTH)
+    return dense, (leaf(MANY, INSIDE), *up, *low_rank(WIDTH, INSIDE), frozen(INSIDE))
+
+
+@case
+def lora_by_addmm():
+    def dense(x, k, a, b, u, v):
+        gate = torch.addmm(x @ k, x @ a, b, alpha=0.5)
+        return torch.mm(silu(gate) * torch.mm(x, u), v)
+
+    weights = *low_rank(INSIDE, WIDTH), frozen(INSIDE, WIDTH, fan=INSIDE), frozen(WIDTH, INSIDE, fan=WIDTH)
+    return dense, (leaf(MANY, INSIDE), *weights)
+
+
+class LoraLinear(nn.Module):
+    """As PEFT has it: a frozen base, and a dictionary of adapters that add to its result."""
+
+    def __init__(self, base, adapters=("default",), scaling=2.0, dropout=0.0):
+        super().__init__()
+        self.base_layer, self.scaling = base, dict.fromkeys(adapters, scaling)
+        drop = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.lora_dropout = nn.ModuleDict(dict.fromkeys(adapters, drop))
+        inside, outside = base.in_features, base.out_features
+        self.lora_A = nn.ModuleDict({name: nn.Linear(inside, RANK, bias=False) for name in adapters})
+        self.lora_B = nn.ModuleDict({name: nn.Linear(RANK, outside, bias=False) for name in adapters})
+
+    def forward(self, x):
+        result = self.base_layer(x)
+        for name, lora_A in self.lora_A.items():
+            x = x.to(lora_A.weight.dtype)
+            branch = self.lora_B[name](lora_A(self.lora_dropout[name](x)))
+            result = result + branch * self.scaling[name]
+        return result
+
+
+def adapted(model: nn.Module, *names: str, **how: Any) -> nn.Module:
+    """A model in evaluation, with adapters on some of its Linears, and no gradients of weights."""
+    for name in names:
+        setattr(model, name, LoraLinear(getattr(model, name), **how))
+    return model.requires_grad_(False).eval()
+
+
+@case
+def lora_of_peft():
+    model = adapted(Gated(inside=INSIDE, width=WIDTH, outside=INSIDE), "gate", "up", "down")
+    return model, (leaf(2, MANY // 2, INSIDE),)
+
+
+@case
+def lora_of_peft_with_biases_and_dropout():
+    "in evaluation, where dropout does nothing"
+    model = Gated(bias=True, inside=INSIDE, width=WIDTH, outside=INSIDE)
+    return adapted(model, "gate", "up", dropout=0.1), (leaf(2, MANY // 2, INSIDE),)
+
+
+@case
+def lora_of_peft_with_two_adapters():
+    model = Gated(inside=INSIDE, width=WIDTH, outside=INSIDE)
+    return adapted(model, "gate", "down", adapters=("style", "task")), (leaf(MANY, INSIDE),)
+
+
+@case
+def lora_of_heads():
+    def heads(x, k, ka, kb, u, ua, ub, v):
+        gate = torch.einsum("nhd,hdf->nhf", x, k)
+        gate = gate + torch.einsum("nhr,hrf->nhf", torch.einsum("nhd,hdr->nhr", x, ka), kb)
+        up = torch.einsum("nhd,hdf->nhf", x, u)
+        up = up + torch.einsum("nhr,hrf->nhf", torch.einsum("nhd,hdr->nhr", x, ua), ub)
+        return torch.einsum("nhf,hfo->nho", silu(gate) * up, v)
+
+    weights = *low_rank(INSIDE, WIDTH, H), *low_rank(INSIDE, WIDTH, H)
+    return heads, (leaf(MANY, H, INSIDE), *weights, frozen(H, WIDTH, INSIDE, fan=WIDTH))
+
+
+@case
+def lora_of_experts():
+    "weighted and summed, with the update of the values before the weights"
+
+    def experts(x, k, ka, kb, v, va, vb, g):
+        x = x.expand(E, -1, -1)
+        hidden = gelu(torch.baddbmm(torch.bmm(x, k), torch.bmm(x, ka), kb, alpha=0.5))
+        y = torch.baddbmm(torch.bmm(hidden, v), torch.bmm(hidden, va), vb, alpha=0.5)
+        return (y * g.T[..., None]).sum(0)
+
+    weights = *low_rank(INSIDE, WIDTH, E), *low_rank(WIDTH, INSIDE, E)
+    return experts, (leaf(MANY, INSIDE), *weights, torch.rand(MANY, E))
+
+
+@case
+def lora_of_heads_in_a_loop():
+    "a module for each head, with adapters"
+
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            one = partial(Gated, inside=INSIDE, width=WIDTH, outside=INSIDE)
+            self.heads = nn.ModuleList(adapted(one(), "gate", "up") for _ in range(H))
+
+        def forward(self, x):
+            parts = x.chunk(H, dim=-1)
+            return torch.cat([head(part) for head, part in zip(self.heads, parts, strict=True)], -1)
+
+    return Heads(), (leaf(MANY, H * INSIDE),)
+
+
+@case
+def lora_mapped():
+    "one input, and an adapter of each of a few tasks on shared weights"
+
+    def task(x, a, b, k, v):
+        return silu(x @ k + (x @ a) @ b) @ v
+
+    tasks = vmap(task, in_dims=(None, 0, 0, None, None))
+    k, a, b = low_rank(INSIDE, WIDTH)[0], *low_rank(INSIDE, WIDTH, E)[1:]
+    return tasks, (leaf(MANY, INSIDE), a, b, k, frozen(WIDTH, INSIDE, fan=WIDTH))
+
+
+@case
+def two_weights_of_the_gate():
+    def dense(x, w1, w2, u, v):
+        return (silu(x @ w1 + x @ w2) * (x @ u)) @ v
+
+    weights = (frozen(INSIDE, WIDTH, fan=INSIDE) for _ in range(3))
+    return dense, (leaf(MANY, INSIDE), *weights, frozen(WIDTH, INSIDE, fan=WIDTH))
+
+
+@case
+def two_weights_with_gradients():
+    "a shared weight and one of each head"
+
+    def heads(x, shared, own, v):
+        return torch.bmm(gelu(x @ shared + torch.bmm(x, own)), v)
+
+    weights = leaf(INSIDE, WIDTH, fan=INSIDE), leaf(H, INSIDE, WIDTH, fan=INSIDE)
+    return heads, (leaf(H, MANY, INSIDE), *weights, leaf(H, WIDTH, INSIDE, fan=WIDTH))
+
+
+@case
+def two_weights_of_the_values():
+    def dense(x, k, u, v1, v2):
+        hidden = silu(x @ k) * (x @ u)
+        return hidden @ v1 + 0.1 * (hidden @ v2)
+
+    weights = (frozen(INSIDE, WIDTH, fan=INSIDE) for _ in range(2))
+    return dense, (leaf(MANY, INSIDE), *weights, *(frozen(WIDTH, INSIDE, fan=WIDTH) for _ in range(2)))
+
+
+# -- tokens in any digit: an axis that the weights lack is no head ------------------------------------------
+
+GROUPS, EACH = 4, 16
+"""Groups of tokens, and the tokens of each."""
+
+grouped = sized(heads=GROUPS, tokens=EACH)
+
+
+@grouped
+def tokens_viewed_in_groups():
+    def experts(x, k, u, v):
+        h = x.view(GROUPS, -1, D)
+        return (silu(h @ k) * (h @ u)) @ v
+
+    return experts, (leaf(GROUPS * EACH, D), keys(GROUPS), keys(GROUPS), values(GROUPS))
+
+
+@grouped
+def tokens_split_in_groups():
+    def experts(x, k, u, v):
+        parts = enumerate(x.split(EACH))
+        return torch.cat([(silu(part @ k[i]) * (part @ u[i])) @ v[i] for i, part in parts])
+
+    return experts, (leaf(GROUPS * EACH, D), keys(GROUPS), keys(GROUPS), values(GROUPS))
+
+
+@grouped
+def tokens_in_buffers():
+    "the capacity buffers of experts"
+
+    def experts(buffers, k, v):
+        hidden = gelu(torch.einsum("ecd,edf->ecf", buffers, k))
+        return torch.einsum("ecf,efo->eco", hidden, v)
+
+    return experts, (leaf(GROUPS, EACH, D), keys(GROUPS), values(GROUPS))
+
+
+@grouped
+def tokens_in_buffers_of_groups():
+    "groups of tokens before the experts, as GShard and Switch have them"
+
+    def experts(buffers, k, u, v):
+        gate, up = (torch.einsum("gecd,edf->gecf", buffers, w) for w in (k, u))
+        return torch.einsum("gecf,efo->geco", silu(gate) * up, v)
+
+    return experts, (leaf(2, GROUPS, EACH // 2, D), keys(GROUPS), keys(GROUPS), values(GROUPS))
+
+
+@grouped
+def tokens_in_buffers_of_groups_after_the_experts():
+    "behind an exchange between devices: experts, groups, places"
+
+    def experts(buffers, k, u, v):
+        flat = buffers.reshape(GROUPS, -1, D)
+        hidden = silu(torch.bmm(flat, k)) * torch.bmm(flat, u)
+        return torch.bmm(hidden, v).view(GROUPS, 2, -1, O).transpose(0, 1)
+
+    return experts, (leaf(GROUPS, 2, EACH // 2, D), keys(GROUPS), keys(GROUPS), values(GROUPS))
+
+
+@grouped
+def tokens_of_the_experts_of_llama4():
+    class Llama4TextExperts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.num_experts, self.hidden_size = GROUPS, D
+            self.gate_up_proj, self.down_proj = weight(GROUPS, D, 2 * F, fan=D), weight(GROUPS, F, D, fan=F)
+            self.act_fn = nn.SiLU()
+
+        def forward(self, hidden_states):
+            hidden_states = hidden_states.view(self.gate_up_proj.shape[0], -1, self.hidden_size)
+            gate_up = torch.bmm(hidden_states, self.gate_up_proj)
+            gate, up = gate_up.chunk(2, dim=-1)
+            next_states = torch.bmm((up * self.act_fn(gate)), self.down_proj)
+            return next_states.view(-1, self.hidden_size)
+
+    return Llama4TextExperts(), (torch.randn(GROUPS * EACH, D),)
+
+
+@grouped
+def tokens_of_a_batch_viewed_in_groups():
+    def experts(x, k, u, v):
+        h = x.reshape(GROUPS, -1, D)
+        return ((silu(h @ k) * (h @ u)) @ v).view(*x.shape[:-1], O)
+
+    return experts, (leaf(2, GROUPS * EACH // 2, D), keys(GROUPS), keys(GROUPS), values(GROUPS))
+
+
+@grouped
+def tokens_taken_in_turns():
+    "each fourth token to the same expert"
+
+    def experts(x, k, v):
+        h = x.unflatten(0, (-1, GROUPS))
+        hidden = relu(torch.einsum("ned,edf->nef", h, k)).square()
+        return torch.einsum("nef,efo->neo", hidden, v).flatten(0, 1)
+
+    return experts, (leaf(GROUPS * EACH, D), keys(GROUPS), values(GROUPS))
+
+
+@grouped
+def tokens_of_a_sequence_in_groups():
+    "modules for parts of a sequence"
+
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.ModuleList(Gated() for _ in range(GROUPS))
+
+        def forward(self, x):
+            parts = x.chunk(GROUPS, dim=1)
+            return torch.cat([part(c) for part, c in zip(self.parts, parts, strict=True)], dim=1)
+
+    return Parts(), (torch.randn(2, GROUPS * EACH // 2, D),)
+
+
+@grouped
+def tokens_in_groups_mapped():
+    def expert(x, k, u, v):
+        return (gelu(x @ k) * (x @ u)) @ v
+
+    def experts(x, k, u, v):
+        return vmap(expert)(x.unflatten(0, (GROUPS, EACH)), k, u, v).flatten(0, 1)
+
+    return experts, (leaf(GROUPS * EACH, D), keys(GROUPS), keys(GROUPS), values(GROUPS))
+
+
+@grouped
+def tokens_in_groups_with_biases():
+    def experts(x, k, u, v, bk, bu):
+        h = x.view(GROUPS, EACH, D)
+        hidden = silu(torch.baddbmm(bk, h, k)) * torch.baddbmm(bu, h, u)
+        return torch.bmm(hidden, v).view(-1, O)
+
+    weights = keys(GROUPS), keys(GROUPS), values(GROUPS)
+    return experts, (leaf(GROUPS * EACH, D), *weights, leaf(GROUPS, 1, F), leaf(GROUPS, 1, F))
+
+
+@grouped
+def tokens_in_groups_written_to_a_buffer():
+    def experts(x, k, u, v):
+        out = x.new_empty(GROUPS * EACH, O)
+        for i in range(GROUPS):
+            rows = slice(i * EACH, (i + 1) * EACH)
+            out[rows] = (silu(x[rows] @ k[i]) * (x[rows] @ u[i])) @ v[i]
+        return out
+
+    return experts, (leaf(GROUPS * EACH, D), keys(GROUPS), keys(GROUPS), values(GROUPS))
+
+
+@grouped
+def tokens_on_both_sides_of_the_group():
+    "a batch before the group, and rows and columns of a window behind it"
+
+    def experts(x, k, u, v):
+        h = x.view(2, GROUPS, 4, 2, D)
+        gate, up = (torch.einsum("bgijd,gdf->bgijf", h, w) for w in (k, u))
+        return torch.einsum("bgijf,gfo->bgijo", silu(gate) * up, v).reshape(2, -1, O)
+
+    return experts, (leaf(2, GROUPS * 8, D), keys(GROUPS), keys(GROUPS), values(GROUPS))
+
+
+# -- exported and decomposed --------------------------------------------------------------------------------
+
+parts = sized(subnetworks=E)
+
+
+def decomposed(model: Model, inputs: tuple[Any, ...]) -> tuple[Model, tuple[Any, ...]]:
+    """The module of a decomposed export."""
+
+    class Module(nn.Module):
+        def forward(self, *given):
+            return model(*given)
+
+    module = model if isinstance(model, nn.Module) else Module()
+    return torch.export.export(module, inputs).run_decompositions().module(), inputs
+
+
+@parts
+def exported_einsums():
+    def experts(x, k, u, v, g):
+        gate, up = (torch.einsum("nd,edf->nef", x, w) for w in (k, u))
+        return torch.einsum("nef,efo,ne->no", silu(gate) * up, v, g)
+
+    return decomposed(experts, (leaf(N, D), keys(E), keys(E), values(E), routing()))
+
+
+@parts
+def exported_heads():
+    "with heads, and the routing within"
+
+    def heads(x, k, u, v, wr):
+        r = torch.einsum("bthd,hde->bthe", x, wr).softmax(-1)
+        gate, up = (torch.einsum("bthd,hedf->bthef", x, w) for w in (k, u))
+        return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate) * up, v)
+
+    weights = keys(H, E), keys(H, E), values(H, E)
+    return decomposed(heads, (leaf(B, T, H, D), *weights, leaf(H, D, E, fan=D)))
+
+
+@parts
+def exported_loop():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.router = nn.Linear(D, E)
+            self.experts = nn.ModuleList(Gated() for _ in range(E))
+
+        def forward(self, x):
+            scores = self.router(x).softmax(-1)
+            return sum(scores[..., e, None] * expert(x) for e, expert in enumerate(self.experts))
+
+    return decomposed(Experts(), (torch.randn(B, T, D),))
+
+
+@parts
+def exported_loop_with_biases():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.router = nn.Linear(D, E)
+            self.experts = nn.ModuleList(Gated(bias=True) for _ in range(E))
+
+        def forward(self, x):
+            y = torch.stack([expert(x) for expert in self.experts], 2)
+            return torch.einsum("bteo,bte->bto", y, self.router(x).softmax(-1))
+
+    return decomposed(Experts(), (torch.randn(B, T, D),))
+
+
+@sized(subnetworks=1, width=E * F)
+def exported_loop_without_weights():
+    "sub-networks that are added up as they are: one of their widths together"
+
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList(ungated() for _ in range(E))
+
+        def forward(self, x):
+            return torch.stack([expert(x) for expert in self.experts]).sum(0)
+
+    return decomposed(Experts(), (torch.randn(N, D),))
+
+
+@parts
+def exported_broadcast():
+    def experts(x, k, u, v, g):
+        return (g.T[..., None] * ((silu(x @ k) * (x @ u)) @ v)).sum(0)
+
+    return decomposed(experts, (leaf(N, D), keys(E), keys(E), values(E), routing()))
+
+
+@parts
+def exported_bmm():
+    "an expanded input, with biases"
+
+    def experts(x, k, u, v, bk, bu, g):
+        x = x.expand(E, N, D)
+        hidden = silu(torch.baddbmm(bk, x, k)) * torch.baddbmm(bu, x, u)
+        return torch.einsum("eno,ne->no", torch.bmm(hidden, v), g)
+
+    weights = keys(E), keys(E), values(E), leaf(E, 1, F), leaf(E, 1, F)
+    return decomposed(experts, (leaf(N, D), *weights, routing()))
+
+
+@parts
+def exported_accumulation():
+    "in place before the export"
+
+    def experts(x, k, u, v, g):
+        out = (g[:, :1] * silu(x @ k[0]) * (x @ u[0])) @ v[0]
+        for e in range(1, E):
+            out.addmm_(g[:, e : e + 1] * silu(x @ k[e]) * (x @ u[e]), v[e])
+        return out
+
+    return decomposed(experts, (leaf(N, D), keys(E), keys(E), values(E), routing()))
+
+
+@parts
+def exported_mapping():
+    def expert(x, k, u, v):
+        return (silu(x @ k) * (x @ u)) @ v
+
+    def experts(x, k, u, v, g):
+        return torch.einsum("eno,ne->no", vmap(expert, (None, 0, 0, 0))(x, k, u, v), g)
+
+    return decomposed(experts, (leaf(N, D), keys(E), keys(E), values(E), routing()))
+
+
+@parts
+def exported_wide_linears():
+    "all experts in one Linear for each score"
+
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.up = nn.Linear(D, E * F), nn.Linear(D, E * F)
+            self.router, self.down = nn.Linear(D, E), weight(E, F, D, fan=F)
+
+        def forward(self, x):
+            hidden = (silu(self.gate(x)) * self.up(x)).unflatten(-1, (E, F))
+            return torch.einsum("btef,efd,bte->btd", hidden, self.down, self.router(x).sigmoid())
+
+    return decomposed(Experts(), (torch.randn(B, T, D),))
+
+
+@parts
+def exported_squared_relu():
+    def experts(x, k, v, g):
+        hidden = relu(torch.einsum("nd,efd->nef", x, k)).square() * g[..., None]
+        return torch.tensordot(hidden, v, dims=2)
+
+    return decomposed(experts, (leaf(N, D), leaf(E, F, D, fan=D), values(E), routing()))
+
+
+@parts
+def exported_heads_in_modules():
+    "modules in modules: heads, each with sub-networks"
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.router = nn.Linear(D, E, bias=False)
+            self.experts = nn.ModuleList(Gated() for _ in range(E))
+
+        def forward(self, x):
+            r = self.router(x).softmax(-1).unsqueeze(-2)
+            return (r * torch.stack([expert(x) for expert in self.experts], -1)).sum(-1)
+
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads = nn.ModuleList(Head() for _ in range(H))
+
+        def forward(self, x):
+            parts = x.chunk(H, dim=-1)
+            return torch.cat([head(part) for head, part in zip(self.heads, parts, strict=True)], -1)
+
+    return decomposed(Heads(), (torch.randn(B, T, H * D),))
 
 
 CASES = [value for value in globals().values() if isinstance(value, Case)]
