@@ -1832,17 +1832,17 @@ def gate_and_up_of_the_scaled_input(x, w_gate, w_up, w_down, s):
     return linear(silu(linear(x * s, w_gate)) * linear(x * s, w_up), w_down)
 
 
-@refused("scale", "something else is added to it|added between", bias=(H, F))
+@refused("scale", "something else is added to it", bias=(H, F))
 def biases_of_heads_before_the_values(q, k, u, v, bias):
     return down(silu(scores(q, k)) * scores(q, u) + bias, v)
 
 
-@refused("scale", "something else is added to it|added between", bias=(H, F))
+@refused("scale", "something else is added to it", bias=(H, F))
 def biases_of_heads_before_the_values_without_a_gate(q, k, v, bias):
     return down(gelu(scores(q, k)) + bias, v)
 
 
-@refused("routing", "picked by index.*for each token|picked by index")
+@refused("routing", "picked by index")
 def values_picked_for_each_token(x, w_gate, w_up, v):
     hidden = silu(linear(x, w_gate)) * linear(x, w_up)
     pick = x.sum(-1).flatten().argsort().view(B, T) % H

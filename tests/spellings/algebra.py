@@ -906,6 +906,25 @@ def wide_block_of_gpt_j():
 
 
 @case
+def wide_block_of_flux():
+    "one Linear before, and one behind, of attention and feed-forward side by side"
+
+    class SingleStreamBlock(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pre_norm = nn.LayerNorm(D, elementwise_affine=False, eps=1e-6)
+            self.linear1, self.linear2 = nn.Linear(D, 3 * D + F), nn.Linear(D + F, D)
+            self.mlp_act = nn.GELU(approximate="tanh")
+
+        def forward(self, x):
+            qkv, mlp = torch.split(self.linear1(self.pre_norm(x)), [3 * D, F], dim=-1)
+            q, k, v = qkv.chunk(3, dim=-1)
+            return x + self.linear2(torch.cat((attention(q, k, v), self.mlp_act(mlp)), 2))
+
+    return SingleStreamBlock(), (torch.randn(B, T, D),)
+
+
+@case
 def wide_with_a_skip_by_chunk():
     "a third of the product is added to the result"
 
@@ -1715,15 +1734,15 @@ def exported_squared_relu():
     return decomposed(experts, (leaf(N, D), leaf(E, F, D, fan=D), values(E), routing()))
 
 
-@parts
+@sized(heads=2, subnetworks=2)
 def exported_heads_in_modules():
     "modules in modules: heads, each with sub-networks"
 
     class Head(nn.Module):
         def __init__(self):
             super().__init__()
-            self.router = nn.Linear(D, E, bias=False)
-            self.experts = nn.ModuleList(Gated() for _ in range(E))
+            self.router = nn.Linear(D, 2, bias=False)
+            self.experts = nn.ModuleList(ungated() for _ in range(2))
 
         def forward(self, x):
             r = self.router(x).softmax(-1).unsqueeze(-2)
@@ -1732,13 +1751,13 @@ def exported_heads_in_modules():
     class Heads(nn.Module):
         def __init__(self):
             super().__init__()
-            self.heads = nn.ModuleList(Head() for _ in range(H))
+            self.heads = nn.ModuleList(Head() for _ in range(2))
 
         def forward(self, x):
-            parts = x.chunk(H, dim=-1)
-            return torch.cat([head(part) for head, part in zip(self.heads, parts, strict=True)], -1)
+            first, second = x.chunk(2, dim=-1)
+            return torch.cat([self.heads[0](first), self.heads[1](second)], -1)
 
-    return decomposed(Heads(), (torch.randn(B, T, H * D),))
+    return decomposed(Heads(), (torch.randn(N, 2 * D),))
 
 
 CASES = [value for value in globals().values() if isinstance(value, Case)]
