@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import gelu, linear, relu, silu
 
-from tests.spellings.case import Case, Model, case
+from tests.spellings.case import Case, Model, case, converted
 
 B, T, N, H, E, F, D, O = 2, 5, 9, 3, 4, 7, 6, 8  # noqa: E741
 
@@ -1586,7 +1586,8 @@ parts = sized(subnetworks=E)
 
 
 def decomposed(model: Model, inputs: tuple[Any, ...]) -> tuple[Model, tuple[Any, ...]]:
-    """The module of a decomposed export."""
+    """The module of a decomposed export, in the dtype of the tests, which is then a part of its graph."""
+    model, inputs = converted(model, inputs, torch.float64)
 
     class Module(nn.Module):
         def forward(self, *given):
@@ -1629,6 +1630,46 @@ def exported_loop():
         def forward(self, x):
             scores = self.router(x).softmax(-1)
             return sum(scores[..., e, None] * expert(x) for e, expert in enumerate(self.experts))
+
+    return decomposed(Experts(), (torch.randn(B, T, D),))
+
+
+@parts
+def exported_loop_from_zeros():
+    "of an accumulator an export leaves a tensor filled with a number"
+
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.router = nn.Linear(D, E)
+            self.experts = nn.ModuleList(Gated(outside=D) for _ in range(E))
+
+        def forward(self, x):
+            scores, out = self.router(x).softmax(-1), torch.zeros_like(x)
+            for e, expert in enumerate(self.experts):
+                out = out + scores[..., e : e + 1] * expert(x)
+            return out
+
+    return decomposed(Experts(), (torch.randn(B, T, D),))
+
+
+@parts
+def exported_loop_in_place():
+    "rows of tokens, and the best expert of each"
+
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.router = nn.Linear(D, E, bias=False)
+            self.experts = nn.ModuleList(ungated() for _ in range(E))
+
+        def forward(self, x):
+            rows = x.flatten(0, 1)
+            best = self.router(rows).softmax(-1).max(-1, keepdim=True)
+            out = rows.new_zeros(rows.shape[0], O)
+            for e, expert in enumerate(self.experts):
+                out += expert(rows) * torch.where(best.indices == e, best.values, 0)
+            return out.view(*x.shape[:2], O)
 
     return decomposed(Experts(), (torch.randn(B, T, D),))
 
@@ -1689,8 +1730,8 @@ def exported_accumulation():
     "in place before the export"
 
     def experts(x, k, u, v, g):
-        out = (g[:, :1] * silu(x @ k[0]) * (x @ u[0])) @ v[0]
-        for e in range(1, E):
+        out = x.new_zeros(N, O)
+        for e in range(E):
             out.addmm_(g[:, e : e + 1] * silu(x @ k[e]) * (x @ u[e]), v[e])
         return out
 
