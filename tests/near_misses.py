@@ -1769,6 +1769,178 @@ def weight_read_with_other_strides(x, w_gate, w_up, w_down):
     return linear(silu(linear(x, w_gate.as_strided((F, D), (1, F)))) * linear(x, w_up), w_down)
 
 
+# -- scales, wide products, updates of low rank -------------------------------------------------------------
+
+
+@refused("scale", "for each token and channel", s=(B, T, F))
+def hidden_scaled_for_each_token_and_channel(x, w_gate, w_up, w_down, s):
+    return linear(silu(linear(x, w_gate)) * linear(x, w_up) * s, w_down)
+
+
+@refused("scale", "for each token and channel", s=(B, T, H, F))
+def ungated_hidden_scaled_for_each_token_and_channel_twice(q, k, v, s):
+    return down(gelu(scores(q, k)) * s * s.sin(), v)
+
+
+@refused("scale", "for each token", s=(B, T, F))
+def gate_scaled_for_each_token_and_channel(x, w_gate, w_up, w_down, s):
+    return linear(silu(linear(x, w_gate) * s) * linear(x, w_up), w_down)
+
+
+@refused("scale", "for each token", s=(B, T, H, F))
+def gate_of_heads_scaled_for_each_token_and_channel(q, k, u, v, s):
+    return down(silu(scores(q, k) * s) * scores(q, u), v)
+
+
+@refused("scale", "for each token", s=(T, F))
+def gate_scaled_for_each_place_and_channel(x, w_gate, w_up, w_down, s):
+    return linear(silu(linear(x, w_gate) * s) * linear(x, w_up), w_down)
+
+
+@refused("scale", "for each token", s=(B, T, 1))
+def gate_scaled_for_each_token(x, w_gate, w_up, w_down, s):
+    return linear(silu(linear(x, w_gate) * s) * linear(x, w_up), w_down)
+
+
+@refused("scale", "for each token", r=(B, T, 1), s=(B, T, 1))
+def gate_and_up_scaled_for_each_token_apart(x, w_gate, w_up, w_down, r, s):
+    return linear(silu(linear(x, w_gate) * r) * (linear(x, w_up) * s), w_down)
+
+
+@refused("scale", "for each token", s=(B, T, H, 1))
+def gate_scaled_for_each_token_and_head(q, k, u, v, s):
+    return down(silu(s * scores(q, k)) * scores(q, u), v)
+
+
+@refused("scale", "for each token", s=(B, T, 1))
+def gate_moved_for_each_token(x, w_gate, w_up, w_down, s):
+    return linear(silu(linear(x, w_gate) + s) * linear(x, w_up), w_down)
+
+
+@refused("scale", "for each token", s=(B, T, 1))
+def up_moved_for_each_token(x, w_gate, w_up, w_down, s):
+    return linear(silu(linear(x, w_gate)) * (linear(x, w_up) + s), w_down)
+
+
+@right("scale", s=(B, T, 1))
+def up_scaled_for_each_token(x, w_gate, w_up, w_down, s):
+    return linear(silu(linear(x, w_gate)) * (linear(x, w_up) * s), w_down)
+
+
+@right("scale", s=(B, T, 1))
+def gate_and_up_of_the_scaled_input(x, w_gate, w_up, w_down, s):
+    return linear(silu(linear(x * s, w_gate)) * linear(x * s, w_up), w_down)
+
+
+@refused("scale", "something else is added to it", bias=(H, F))
+def biases_of_heads_before_the_values(q, k, u, v, bias):
+    return down(silu(scores(q, k)) * scores(q, u) + bias, v)
+
+
+@refused("scale", "something else is added to it", bias=(H, F))
+def biases_of_heads_before_the_values_without_a_gate(q, k, v, bias):
+    return down(gelu(scores(q, k)) + bias, v)
+
+
+@refused("routing", "picked by index")
+def values_picked_for_each_token(x, w_gate, w_up, v):
+    hidden = silu(linear(x, w_gate)) * linear(x, w_up)
+    pick = x.sum(-1).flatten().argsort().view(B, T) % H
+    return torch.einsum("btf,btfo->bto", hidden, v[pick])
+
+
+@refused("routing", "picked by (index|index_select|embedding)")
+def values_selected_for_each_token(x, w_gate, w_up, v):
+    hidden = silu(linear(x, w_gate)) * linear(x, w_up)
+    pick = x.sum(-1).flatten().argsort() % H
+    own = v.index_select(0, pick).view(B, T, F, O)
+    return (hidden.unsqueeze(-2) @ own).squeeze(-2)
+
+
+@refused("wide", "is returned as well", w=(2 * F + O, D))
+def wide_product_returned(x, w, w_down):
+    wide = linear(x, w)
+    gate, up, skip = wide.split([F, F, O], -1)
+    return linear(silu(gate) * up, w_down) + skip, wide
+
+
+@refused("wide", "used elsewhere as well, by .*norm", w=(2 * F + O, D))
+def wide_product_normed(x, w, w_down):
+    wide = linear(x, w)
+    gate, up = wide[..., :F], wide[..., F : 2 * F]
+    return linear(silu(gate) * up, w_down) + nnf.layer_norm(wide, wide.shape[-1:])[..., -O:]
+
+
+@refused("wide", "norm", w=(2 * F + O, D))
+def wide_product_normed_before_it_is_split(x, w, w_down):
+    gate, up, skip = nnf.layer_norm(linear(x, w), (2 * F + O,)).split([F, F, O], -1)
+    return linear(silu(gate) * up, w_down) + skip
+
+
+@refused("wide", "used elsewhere as well, by (mean|sum)", w=(H, 2 * F + O, D))
+def wide_product_of_heads_averaged(q, w, v):
+    wide = scores(q, w)
+    gate, up, skip = wide.split([F, F, O], -1)
+    return down(silu(gate) * up, v) + skip * wide.mean(-1, keepdim=True)
+
+
+@refused("wide", "used elsewhere as well|returned as well", w=(2 * F + O, D))
+def parts_of_a_wide_product_that_overlap(x, w, w_down):
+    wide = linear(x, w)
+    gate, up, skip = wide[..., :F], wide[..., F : 2 * F], wide[..., 2 * F - 1 :]
+    return linear(silu(gate) * up, w_down) + skip[..., :O]
+
+
+@refused("low rank", "tanh", a=(F, 2), b=(2, D))
+def low_rank_update_with_a_tanh(x, w_gate, w_up, w_down, a, b):
+    gate = linear(x, w_gate) + linear(torch.tanh(linear(x, b)), a)  # here
+    return linear(silu(gate) * linear(x, w_up), w_down)  # here
+
+
+@refused("low rank", "up projection .*tanh|is tanh", a=(F, 2), b=(2, D))
+def low_rank_update_of_up_with_a_tanh(x, w_gate, w_up, w_down, a, b):
+    up = linear(x, w_up) + 0.5 * linear(linear(x, b).tanh(), a)  # here
+    return linear(silu(linear(x, w_gate)) * up, w_down)  # here
+
+
+@refused("low rank", "a sum of 2 products|relu", rewrites=1, a=(F, 2), b=(2, D))
+def low_rank_update_with_a_relu(x, w_gate, w_up, w_down, a, b):
+    """The update is a feed-forward itself."""
+    gate = linear(x, w_gate) + linear(relu(linear(x, b)), a)
+    return linear(silu(gate) * linear(x, w_up), w_down)
+
+
+@refused("low rank", "dropout", a=(F, 2), b=(2, D))
+def low_rank_update_dropped_out(x, w_gate, w_up, w_down, a, b):
+    gate = linear(x, w_gate) + linear(linear(nnf.dropout(x, 0.5), b), a)
+    return linear(silu(gate) * linear(x, w_up), w_down)
+
+
+@refused("low rank", "dropout", a=(O, 2), b=(2, F))
+def low_rank_update_of_the_values_dropped_out(x, w_gate, w_up, w_down, a, b):
+    hidden = silu(linear(x, w_gate)) * linear(x, w_up)
+    return linear(hidden, w_down) + 0.5 * linear(linear(nnf.dropout(hidden, 0.5), b), a)
+
+
+@refused("low rank", "a sum of 2 products .*inputs|do not read the same input", a=(F, 2), b=(2, D))
+def low_rank_update_of_another_input(x, y, w_gate, w_up, w_down, a, b):
+    gate = linear(x, w_gate) + linear(linear(y, b), a)
+    return linear(silu(gate) * linear(x, w_up), w_down)
+
+
+@refused("low rank", "a sum of 2 products .*inputs|do not read the same input", a=(F, 2), b=(2, 2 * D))
+def low_rank_update_of_two_inputs(x, y, w_gate, w_up, w_down, a, b):
+    gate = linear(x, w_gate) + linear(linear(torch.cat([x, y], -1), b), a)
+    return linear(silu(gate) * linear(x, w_up), w_down)
+
+
+@refused("low rank", "a sum of 2 products .*inputs|do not read the same", a=(F, 2), b=(2, D))
+def low_rank_update_of_the_token_before(x, w_gate, w_up, w_down, a, b):
+    before = nnf.pad(x, (0, 0, 1, -1))
+    gate = linear(x, w_gate) + linear(linear(before, b), a)
+    return linear(silu(gate) * linear(x, w_up), w_down)
+
+
 # -- modes, boundaries, randomness --------------------------------------------------------------------------
 
 

@@ -48,6 +48,7 @@ TABLES = {
     "tests/edits.py": "a row for each edit",
     "tests/near_misses.py": "a program for each near miss",
     "tests/rewriting/planted.py": "a row for each fault",
+    "tests/spellings/algebra.py": "a program for each spelling",
     "tests/spellings/ported.py": "a program for each spelling",
     "tests/spellings/production.py": "a program for each spelling",
     "tests/spellings/research.py": "a program for each spelling",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ class Case:
     """The context the program runs in, such as an autocast."""
     beside: int = 0
     """Activations beside the feed-forward, which are no feed-forward."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """What the report must say of some sizes of the call, under the names of its attributes."""
 
     def __str__(self) -> str:
         return self.name
@@ -39,7 +41,7 @@ def case(make: Callable[[], tuple[Model, tuple[Any, ...]]], beside: int = 0) -> 
 def tensors(model: Model, inputs: tuple[Any, ...]) -> list[Tensor]:
     """What a case has gradients for."""
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
-    return [*parameters, *(t for t in inputs if isinstance(t, Tensor) and t.requires_grad)]
+    return [t for t in (*parameters, *inputs) if isinstance(t, Tensor) and t.requires_grad]
 
 
 def converted(model: Model, inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Model, tuple[Any, ...]]:
