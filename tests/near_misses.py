@@ -153,7 +153,7 @@ def summed_over_tokens_with_the_values(q, k, u, v):
     return torch.einsum("bthf,hfo->bho", silu(scores(q, k)) * scores(q, u), v)
 
 
-@refused("axis", "summed over an axis of size 3")
+@right("axis")
 def summed_over_heads_with_the_values(q, k, u, v):
     return torch.einsum("bthf,hfo->bto", silu(scores(q, k)) * scores(q, u), v)
 
@@ -168,7 +168,7 @@ def summed_apart_from_the_values(q, k, u, v):
     return torch.einsum("bthf,hgo->btho", silu(scores(q, k)) * scores(q, u), v)
 
 
-@refused("axis", "summed over an axis of size 6")
+@refused("axis", "gate and up do not read the same part of q")
 def query_and_key_summed_apart(q, k, u, v):
     gate = torch.einsum("bthd,hfe->bthf", q, k)
     return down(silu(gate) * scores(q, u), v)
@@ -186,7 +186,7 @@ def gate_summed_over_tokens(q, k, u, v):
     return down(silu(gate)[:, None] * scores(q, u), v)
 
 
-@refused("axis", "a factor for each channel")
+@refused("axis", "a factor for each token and channel")
 def up_summed_over_tokens(q, k, u, v):
     return down(silu(scores(q, k)) * scores(q, u).sum(1, keepdim=True), v)
 
@@ -207,13 +207,13 @@ def result_summed_over_tokens(q, k, u, v):
     return down(silu(scores(q, k)) * scores(q, u), v).sum(1)
 
 
-@refused("axis", "axis of size 4 that the input of gate and up lacks")
+@refused("axis", "summed over an axis of size 5")
 def sub_networks_not_summed_but_weighted_over_tokens(q, keys, ups, values, r):
     gate, up = (torch.einsum("bthd,hefd->bthef", q, w) for w in (keys, ups))
     return torch.einsum("bthe,bthef,hefo->beo", r, silu(gate) * up, values)
 
 
-@refused("axis", "axis of size 4 that the input of gate and up lacks")
+@right("axis")
 def sub_networks_not_summed(q, keys, ups, values, r):
     gate, up = (torch.einsum("bthd,hefd->bthef", q, w) for w in (keys, ups))
     return torch.einsum("bthe,bthef,hefo->btheo", r, silu(gate) * up, values)
@@ -431,14 +431,13 @@ def batch_entries_as_matrices_and_the_values_as_vectors(x, w_gate, w_up, w_down)
     return torch.stack([torch.stack([torch.mv(h, row) for row in w_down], -1) for h in hidden])
 
 
-# At one token, a row of the values has the axes of the up projection: a right program that is missed.
-@refused("vectors", "multiplied with 2 tensors of its own shape", y=(T, D))
+@right("vectors", y=(T, D))
 def results_one_by_one(y, w_gate, w_up, w_down):
     hidden = silu(linear(y, w_gate)) * linear(y, w_up)
     return torch.stack([torch.stack([torch.dot(h, row) for row in w_down]) for h in hidden])
 
 
-@refused("vectors", "multiplied with 2 tensors of its own shape", y=(T, D))
+@right("vectors", y=(T, D))
 def results_one_by_one_by_another_name(y, w_gate, w_up, w_down):
     hidden = silu(linear(y, w_gate)) * linear(y, w_up)
     return torch.stack([torch.stack([row.dot(h) for row in w_down]) for h in hidden.unbind()])
@@ -735,7 +734,7 @@ def r_for_each_channel(q, k, u, v, r):
     return down(silu(scores(q, k)) * scores(q, u) * r, v)
 
 
-@refused("r", "a factor for each channel", mask=(F,))
+@right("r", mask=(F,))
 def channels_masked(q, k, u, v, mask):
     return down(silu(scores(q, k)) * scores(q, u) * mask, v)
 
@@ -1441,7 +1440,7 @@ def hidden_layer_normed(q, k, u, v):
     return down(nnf.layer_norm(silu(scores(q, k)) * scores(q, u), [F]), v)
 
 
-@refused("norm", "not one sum over the width")
+@refused("norm", "used elsewhere as well, by std")
 def hidden_layer_normed_by_hand(q, k, u, v):
     hidden = silu(scores(q, k)) * scores(q, u)
     hidden = hidden - hidden.mean(-1, keepdim=True)
@@ -1486,7 +1485,7 @@ def hidden_centred_and_squared(q, k, u, v):
     return down((hidden - hidden.mean(-1, keepdim=True)).square(), v)
 
 
-@refused("norm", "not one sum over the width")
+@right("norm")
 def hidden_centred(q, k, u, v):
     hidden = silu(scores(q, k)) * scores(q, u)
     return down(hidden - hidden.mean(-1, keepdim=True), v)
@@ -1671,13 +1670,13 @@ def up_bias_of_each_token(x, w_gate, w_up, w_down, bias):
     return linear(silu(linear(x, w_gate)) * (linear(x, w_up) + bias), w_down)
 
 
-@refused("weights", "a sum of 2 products", a=(F, 2), b=(2, D))
+@right("weights", a=(F, 2), b=(2, D))
 def low_rank_update_of_the_gate(x, w_gate, w_up, w_down, a, b):
     gate = linear(x, w_gate) + linear(linear(x, b), a)
     return linear(silu(gate) * linear(x, w_up), w_down)
 
 
-@refused("weights", "argument of silu has 1 more factor", scale=(H, 1))
+@right("weights", scale=(H, 1))
 def scale_of_each_head_inside(q, k, u, v, scale):
     return down(silu(scores(q, k) * scale) * scores(q, u), v)
 
@@ -2078,7 +2077,7 @@ def maximum_over_the_sub_networks(q, keys, ups, values):
     return down((silu(gate) * up).amax(3), values[:, 0])
 
 
-@refused("mode", "axis of size 4 that the input of gate and up lacks")
+@right("mode")
 def sub_networks_multiplied(q, keys, ups, values):
     gate, up = networks(q, keys, ups)
     return torch.einsum("bthef,hefo->btheo", silu(gate) * up, values).prod(3)

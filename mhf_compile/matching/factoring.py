@@ -26,15 +26,12 @@ def factored(terms: Sequence[Term]) -> list[Term]:
     others = [*_without(first, common, shared)]
     for term, pairing in zip(rest, pairings, strict=True):
         theirs = [other for own, other in pairing.pairs if any(own is f for f in common)]
-        moved = notation.substitute(
-            Term(
-                term.coefficient,
-                tuple(f for f in term.factors if not any(f is t for t in theirs)),
-                term.bound,
-            ),
-            {axis: Index.over(own) for axis, own in pairing.names.items()},
-        )
+        rest_of_it = tuple(f for f in term.factors if not any(f is t for t in theirs))
+        names = {axis: Index.over(pairing.names.get(axis) or Axis(axis.size)) for axis in term.bound}
+        moved = notation.substitute(Term(term.coefficient, rest_of_it, term.bound), names)
         others += _without(moved, (), shared)
+    if not all(_is_plain(factor) for term in others for factor in term.factors):
+        return list(terms)  # two functions of scores, say
     bound = tuple(axis for axis in first.bound if axis in shared)
     joined = Term(factors=(*common, Func("", tuple(others))), bound=bound)
     return [joined, *(term for term in terms if not term.bound)]
@@ -48,6 +45,11 @@ def _without(term: Term, factors: Sequence[Factor], shared: set[Axis]) -> tuple[
         case (Func("", tuple() as terms),) if not bound:
             return tuple(replace(inner, coefficient=term.coefficient * inner.coefficient) for inner in terms)
     return (Term(term.coefficient, kept, bound),)
+
+
+def _is_plain(factor: Factor) -> bool:
+    """Whether a factor is a leaf or the reciprocal of one, as those of operands are."""
+    return isinstance(factor, Leaf) or (isinstance(factor, Func) and factor.name == "reciprocal")
 
 
 @dataclass
@@ -96,6 +98,8 @@ def _same(
                         return None
                     assert result is not None
                     if mine in bound and result.setdefault(theirs, mine) is not mine:
+                        return None
+                    if mine in bound and list(result.values()).count(mine) > 1:
                         return None
             return result
         case Func(), Func() if a.name == b.name and len(a.terms) == len(b.terms) > 0:

@@ -7,7 +7,8 @@ from enum import IntEnum, auto
 from typing import NamedTuple
 
 from mhf_compile import notation
-from mhf_compile.notation import Axis, Func, Leaf, Term
+from mhf_compile.matching.unification import Operand
+from mhf_compile.notation import Axis, Func, Index, Leaf, Term
 from mhf_compile.patterns.pattern import RESULT, Pattern, Purpose
 from mhf_compile.reading.reader import FLOATS
 from mhf_compile.reading.rules import RULES
@@ -70,12 +71,16 @@ class Refusal(NoMatch):
 NO_GRAD = "put no_grad around all of it"
 NO_DROPOUT = "set the probability to 0, or move the dropout behind the product with the values"
 NO_ZEROS = "leave out what is multiplied by 0"
+MERGE = "merge the update of low rank into the weight, as for inference, or set its dropout to 0"
 """Advice for reasons that are told in several places."""
 
 NORMS = frozenset(
     ["pow", "native_layer_norm", "native_group_norm", "_fused_rms_norm", "linalg_vector_norm", "var_mean"]
 )
 """Operations that norms are made of: no rule reads them, and a user knows them by this word."""
+
+NEAR = 32
+"""So many operations before a value are looked at for a reason."""
 
 _PICKS = GATHERS | {"index_put", "index_add", "scatter_add", "nonzero", "_grouped_mm"}
 """Operations that pick rows by data."""
@@ -149,25 +154,79 @@ def other_factors(goal: Term, term: Term) -> NoMatch:
         return NoMatch("it is only a part of a concatenation or of a buffer")
     ups, wanted = (sum(isinstance(f, Func) and not f.name for f in t.factors) for t in (term, goal))
     if ups != wanted:  # of one with too few, a pattern that wants none says more
-        reason = f"the activation is multiplied with {ups} tensors of its own shape"
+        reason = (
+            f"the activation is multiplied with {ups} tensors of its own shape, for each token and channel"
+        )
         return NoMatch(reason, progress=Progress(Stage.FACTORS, -max(1, ups)))
     for function in functions:
         assert isinstance(function.argument, tuple)
         products = [t for t in function.argument if t.bound]
         what = f"argument of {function.name}" if function.name else "up projection"
+        if len(products) > 1:
+            return several_inputs(what, products, term.bound)
         if len(products) != 1:
             made = next((value_of(leaf) for leaf in notation.leaves((function,))), None)
             read = f"the result of {made.op.title}" if made is not None and made.op else "an input"
-            read = f"a sum of {len(products)} products" if products else read
             return NoMatch(f"the {what} is {read}, not one product of an input and a weight", made)
         extra = len(products[0].factors) - 2
         if extra > 0:
-            return NoMatch(f"the {what} has {extra} more factor(s) than an input and a weight")
+            scales = [f for f in products[0].factors if set(f.axes).isdisjoint(products[0].bound)]
+            each = f", for each token and channel: {scales[0]}" if scales else ""
+            return NoMatch(f"the {what} has {extra} more factor(s) than an input and a weight{each}")
     if not term.bound:
         return NoMatch("the activation is not contracted with values")
     if len(functions) > ups + 1:
         return NoMatch("activations are multiplied with each other")
     return NoMatch("it is not one sum over the width of activation, up projection, weight and values")
+
+
+def several_inputs(what: str, products: Sequence[Term], summed: Collection[Axis]) -> NoMatch:
+    """Why a score is not one product, but several of different inputs; ``summed`` is the width, at least."""
+    inputs: dict[Value, None] = {}
+    for term in products:
+        for leaf in notation.leaves(term.factors):
+            value = value_of(leaf)
+            if value is not None and not {*leaf.axes} <= {*term.bound, *summed}:
+                inputs[value] = None
+    for value in inputs:
+        if (dropped := _random_between(value, inputs)) is not None and dropped.op is not None:
+            why = randomness(dropped.op, dropped)
+            reason = f"in one of {len(products)} products of the {what} {why.reason}"
+            return NoMatch(reason, dropped, OBSTACLE, MERGE)
+    names = " and ".join(map(str, inputs))
+    reason = f"the {what} is a sum of {len(products)} products of different inputs, {names}"
+    return NoMatch(f"{reason}: not one product of an input and a weight", next(iter(inputs), None))
+
+
+def _random_between(value: Value, others: Collection[Value]) -> Value | None:
+    """What is random of all that a value is computed from, up to some others and a few operations."""
+    pending, seen = [value], set[Value]()
+    while pending and len(seen) < NEAR:
+        one = pending.pop()
+        if one.op is not None and (one.op.random or "dropout" in one.op.name):
+            return one
+        if one.op is not None and one not in seen and (one is value or one not in others):
+            seen.add(one)
+            pending += one.op.inputs
+    return None
+
+
+def scaled_apart(first: Sequence[Leaf], second: Sequence[Leaf]) -> NoMatch:
+    """Why an input that gate and up read is not the same: one of them is scaled, for each token."""
+    longer, shorter = sorted((first, second), key=len, reverse=True)
+    known = {leaf.value for leaf in shorter}
+    other = next((leaf for leaf in longer if leaf.value not in known), longer[0])
+    reason = f"gate and up do not read the same input: only one is scaled by {other.value}, for each token"
+    return NoMatch(reason, value_of(other), Progress(Stage.OPERANDS))
+
+
+def uncontracted(factor: Operand | None, index: Sequence[Index]) -> NoMatch:
+    """Why nothing is summed over a width; ``factor`` is what the hidden values are multiplied with."""
+    free = {axis for i in index for axis in i.axes}
+    if factor is None or free.issuperset(factor.axes):
+        return NoMatch("the activation is not contracted with values")
+    (leaf, *_) = factor.entries
+    return NoMatch(f"it is scaled by {leaf.value}, a factor for each token and channel", progress=SIZES)
 
 
 def misplaced(pattern: Pattern, axis: Axis, present: Collection[str], before: int) -> NoMatch:

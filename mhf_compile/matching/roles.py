@@ -7,7 +7,15 @@ from dataclasses import replace
 from fractions import Fraction
 
 from mhf_compile import notation
-from mhf_compile.matching.reasons import SIZES, NoMatch, Progress, Stage, differing, misplaced, value_of
+from mhf_compile.matching.reasons import (
+    NoMatch,
+    Progress,
+    Stage,
+    differing,
+    misplaced,
+    scaled_apart,
+    value_of,
+)
 from mhf_compile.matching.unification import Assignment, Operand, Place
 from mhf_compile.notation import Axis, Index, Leaf, Term
 from mhf_compile.patterns import Pattern
@@ -55,7 +63,7 @@ class Roles:
             present |= {SCORE} if axis in inner else set()
             roles[self._role(axis, present, before)].append(axis)
         if not all(roles[letter] for letter, role in self.pattern.roles.items() if role.is_required):
-            raise NoMatch("the activation is scaled by a factor for each channel", progress=SIZES)
+            raise uncontracted(operands.get(self.pattern.product), index)
         first = {name: operand.entries[0] for name, operand in operands.items() if operand.entries}
         roles = self.pattern.distribute(roles, first)
 
@@ -74,12 +82,12 @@ class Roles:
         leaves, twins = _leaves(first.terms), list[Leaf]()
         for place in others:
             own = _leaves(place.terms)
-            for one, twin in zip(leaves, own, strict=False):
+            if len(own) != len(leaves):
+                raise scaled_apart(leaves, own)
+            for one, twin in zip(leaves, own, strict=True):
                 if not (one.index == twin.index and self._same_tensor(one, twin)):
                     raise differing(one, twin)
-            if len(own) != len(leaves) or [t.coefficient for t in first.terms] != [
-                t.coefficient for t in place.terms
-            ]:
+            if [term.coefficient for term in first.terms] != [term.coefficient for term in place.terms]:
                 raise differing(leaves[0], own[0])
             twins += own
         for leaf in leaves:

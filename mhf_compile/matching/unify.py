@@ -16,7 +16,7 @@ from mhf_compile import notation
 from mhf_compile.matching.reasons import NoMatch, other_factors
 from mhf_compile.matching.roles import Roles
 from mhf_compile.matching.unification import Assignment, Place, Unification
-from mhf_compile.notation import Axis, Factor, Func, Index, Leaf, Term
+from mhf_compile.notation import Axis, Delta, Factor, Func, Index, Leaf, Term
 from mhf_compile.patterns import Pattern
 from mhf_compile.patterns.pattern import Purpose
 from mhf_compile.reading.entries import multiply
@@ -105,7 +105,7 @@ class _Unifier:
         for chosen in itertools.permutations(functions, len(goals)):
             factors = [f for f in given.factors if not any(f is function for function in chosen)]
             wide = {axis for function in chosen for axis in function.axes}
-            if any(_is_hidden(factor, wide, given.bound) for factor in factors):
+            if any(_is_no_operand(factor, wide, given.bound) for factor in factors):
                 continue
             after: Iterator[State] = iter([state])
             for goal, function in zip(goals, chosen, strict=True):
@@ -181,10 +181,10 @@ class _Unifier:
         return product
 
 
-def _is_hidden(factor: Factor, wide: set[Axis], bound: Sequence[Axis]) -> bool:
-    """Whether a factor is a function of a score, or has an entry for each hidden value: no operand has."""
+def _is_no_operand(factor: Factor, wide: set[Axis], bound: Sequence[Axis]) -> bool:
+    """Whether a factor is a position, a function of a score, or has an entry for each hidden value."""
     if not (isinstance(factor, Func) and factor.terms):
-        return False
+        return isinstance(factor, Delta)
     return bool(factor.name) or (wide == set(factor.axes) and not wide.issubset(bound))
 
 

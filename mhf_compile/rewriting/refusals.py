@@ -51,8 +51,8 @@ def _refusals(region: Region, dense: str) -> Iterator[Refusal | None]:
         if value is not region.match.root and value in region.own:
             yield returned(region, value)
             yield used_elsewhere(region, value)
-    yield repeated_weights(region)
     yield picked_weights(region)
+    yield repeated_weights(region)
     yield unsupported_device_or_dtype(region)
     yield without_an_entry(region)
     for value in region.tape.values[region.match.root.time + 1 :]:

@@ -461,7 +461,7 @@ FAULTS = [
         "reading.entries:scalar",
         "return Fraction(number)",
         "return 1 / Fraction(number)",
-        scaled,
+        with_gate(lambda gate, bias: gate + 2 * bias),
     ),
     fault(
         "one over a number is that number",
@@ -617,7 +617,7 @@ FAULTS = [
         "matching.unify:_Unifier.terms",
         "coefficient = notation.ONE",
         "pass",
-        scaled,
+        lambda q, k, u, v: down(3 * F.silu(score(q, k)) * score(q, u), v),
     ),
     fault(
         "the number of an operand is lost",

@@ -147,8 +147,8 @@ def gate_clamped(q, k, u, v):
     return down(silu(scores(q, k).clamp(max=2)) * scores(q, u), v)
 
 
-def scaled_per_channel(q, k, u, v):
-    return down(silu(scores(q, k)) * scores(q, u) * k[0, :, 0], v)
+def scaled_per_channel_and_token(q, k, u, v):
+    return down(silu(scores(q, k)) * scores(q, u) * (q.mean(-1, keepdim=True) + k[0, :, 0]).cos(), v)
 
 
 def heads_rolled_before_v(q, k, u, v):
@@ -201,7 +201,7 @@ REFUSALS = [
     (different_inputs, "gate and up do not read the same input"),
     (normalised_inside, "it is normalised (native_layer_norm) before the product with the values"),
     (gate_clamped, "the argument of silu is the result of clamp"),
-    (scaled_per_channel, "a factor for each channel"),
+    (scaled_per_channel_and_token, "the activation is multiplied with 2 tensors of its own shape"),
     (heads_rolled_before_v, "roll"),
     (two_activations_multiplied, "the up projection is the result of silu, not one product"),
     (unknown_activation, "the activation is tanh(x), none that the op knows"),

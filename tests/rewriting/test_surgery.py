@@ -86,7 +86,7 @@ def rows_of_a_buffer(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 
 def different_sums(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """Two calls that share their values but not their inputs: not one sum over an axis."""
+    """Two feed-forwards of other inputs and weights, whose results are added up: heads of one result."""
     first = down(silu(scores(q, k)) * scores(q, u), v)
     p = q.flip(1)
     return first + down(silu(scores(p, u)) * scores(p, k), v)
@@ -108,8 +108,8 @@ def float8_weights(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
     [
         (no_grad_chain, 1),
         (copy_of_what_is_written_later, 1),
-        (rows_of_a_buffer, 2),
-        (different_sums, 2),
+        (rows_of_a_buffer, 1),
+        (different_sums, 1),
         (chained, 2),
         (float8_weights, 1),
     ],

@@ -106,7 +106,9 @@ def scale_dropped(match: Match) -> Match:
 
 
 def coefficient_of_an_operand(match: Match) -> Match:
-    return with_operands(match, v=replace(match.unification.operands["v"], coefficient=Fraction(2)))
+    operand = match.unification.operands["v"]
+    (term,) = operand.terms
+    return with_operands(match, v=replace(operand, terms=(replace(term, coefficient=Fraction(2)),)))
 
 
 CORRUPTIONS = [
