@@ -49,6 +49,8 @@ def normal_form(
                 raise NoMatch(f"{name} is applied to it in a way that is not read", leaf.value)
             return terms, "region"
         operand = leaf if phase == "factor" else _operand(leaf, reader)
+        if phase != "factor" and isinstance(operand, Leaf) and (scaled := _scaled(operand, reader)):
+            operand = scaled
         return operand if isinstance(operand, Leaf) else (operand, "factor")
 
     def same(value: Tensor) -> Tensor:
@@ -60,7 +62,8 @@ def normal_form(
 
     read = [notation.pinned(reader.axes.resolve(term)) for term in reader.expand(start, step)]
     scored = [_with_scores(reader.axes.resolve(term), reader) for term in read]
-    terms, cuts = fold([notation.renamed(reader.axes.resolve(term), same) for term in scored])
+    opened = [term for one in scored for term in _opened(reader.axes.resolve(one), reader)]
+    terms, cuts = fold([notation.renamed(reader.axes.resolve(term), same) for term in opened])
     reader.axes.adopt(cuts)
     index = tuple(reader.axes.current(i) for i in start.index)
     terms = [_hoisted(_counted(reader.axes.resolve(term))) for term in terms]
@@ -109,6 +112,24 @@ def _with_scores(term: Term, reader: Reader) -> Term:
     return replace(term, factors=tuple(factors))
 
 
+def _opened(term: Term, reader: Reader) -> list[Term]:
+    """A term without entries of what was read through for a score: such a factor is read like one as well.
+
+    So a product of which some columns are the gate may have others that are added to the result.
+    """
+    read = [f for f in term.factors if isinstance(f, Leaf) and f.value in reader.visited]
+    if not read:
+        return [term]
+    sums = [Func("", tuple(score(leaf, reader))) for leaf in read]
+    others = replace(term, factors=tuple(f for f in term.factors if not any(f is leaf for leaf in read)))
+    if any(isinstance(factor, Func) and factor.terms for factor in others.factors):
+        return [replace(others, factors=(*others.factors, *sums))]
+    terms = [others]
+    for one in sums:
+        terms = [multiply(term, summand) for term in terms for summand in one.terms]
+    return terms
+
+
 def score(leaf: Leaf, reader: Reader) -> list[Term]:
     """An entry of a score, read through one contraction: a sum of products of operands.
 
@@ -116,7 +137,7 @@ def score(leaf: Leaf, reader: Reader) -> list[Term]:
     """
     narrow: set[Leaf] = set()
 
-    def step(leaf: Leaf, phase: str) -> Leaf | tuple[list[Term], str]:
+    def step(leaf: Leaf, phase: str) -> Leaf | tuple[list[Term], str | list[str]]:
         value = leaf.value
         rule = reader.rule(value) if isinstance(value, Value) and leaf not in narrow else None
         if rule is not None and phase != "operand" and isinstance(value, Value) and value.op is not None:
@@ -137,7 +158,8 @@ def score(leaf: Leaf, reader: Reader) -> list[Term]:
                     widest = set().union(*axes)
                     if rule.kind in ALGEBRA and widest in axes:
                         narrow.update(f for f, own in zip(entries, axes, strict=True) if own != widest)
-                return terms, further
+                summed = rule.kind is Kind.CONTRACT
+                return terms, [phase if summed and not term.bound else further for term in terms]
         operand = _operand(leaf, reader)
         if isinstance(operand, Leaf) and (scaled := _scaled(operand, reader)) is not None:
             operand = scaled

@@ -14,6 +14,7 @@ from mhf_compile.matching.reasons import (
     differing,
     misplaced,
     scaled_apart,
+    uncontracted,
     value_of,
 )
 from mhf_compile.matching.unification import Assignment, Operand, Place

@@ -252,17 +252,19 @@ class Reader:
                 continue
             self.visit(leaf)
             terms, phases = result
-            for inner in reversed(terms):
+            for number in reversed(range(len(terms))):
+                inner, after = terms[number], phases if isinstance(phases, str) else phases[number]
                 kept = tuple(f for f in inner.factors if not isinstance(f, Leaf))
-                further = tuple((f, phases) for f in inner.factors if isinstance(f, Leaf))
+                further = tuple((f, after) for f in inner.factors if isinstance(f, Leaf))
                 merged = _with_deltas(multiply(term, replace(inner, factors=kept)))
                 if merged is not None and merged.coefficient:
                     work.append((merged, further + rest))
         return done
 
 
-Step = Callable[[Leaf, str], "Leaf | tuple[list[Term], str]"]
-"""Given an entry and the phase it was met in: the leaf to keep, or its terms and their entries' phase."""
+Step = Callable[[Leaf, str], "Leaf | tuple[list[Term], str | list[str]]"]
+"""Given an entry and the phase it was met in: the leaf to keep, or its terms and their entries' phase, which
+may be one for each term."""
 
 
 def _same_entry(terms: list[Term] | None) -> Leaf | None:

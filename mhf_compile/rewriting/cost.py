@@ -11,7 +11,7 @@ cores: dense ones of 4096 tokens, and experts of one token each.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import sympy
@@ -21,7 +21,8 @@ from mhf_compile import notation
 from mhf_compile.kernels.flash_mhf.blocked import block_sizes
 from mhf_compile.kernels.flash_mhf.config import Sizes
 from mhf_compile.matching.match import Match
-from mhf_compile.notation import Tensor
+from mhf_compile.notation import Axis, Tensor
+from mhf_compile.notation.fold import Stacked
 from mhf_compile.reading.rules import RULES, Kind
 from mhf_compile.rewriting.region import Region
 from mhf_compile.tape.values import Op, Value
@@ -134,26 +135,28 @@ def of_call(sizes: Sizes, on_cpu: bool, training: bool, tile: int = 1) -> Work:
 
 
 def of_operands(match: Match, dtype: torch.dtype) -> Work:
-    """To make the operands that are sums and products of several tensors, or of one and a number."""
+    """To make operands that are sums and products of several tensors, and what is added to the result."""
     total = Work()
     for operand in match.unification.operands.values():
-        for term in operand.terms:
-            size = math.prod(notation.known(axis.size, match.hints) for axis in operand.axes)
-            summed = math.prod(notation.known(axis.size, match.hints) for axis in term.bound)
-            steps = len(term.factors) + (term.coefficient != 1) + len(operand.terms) - 2
-            total += Work(size * summed * bool(term.bound), 2 * size * dtype.itemsize * steps, steps)
+        size = _size(operand.axes, match.hints) * dtype.itemsize
+        steps = sum(len(term.factors) + (term.coefficient != 1) for term in operand.terms) - 1
+        copies = sum(isinstance(leaf.value, Stacked) for leaf in operand.entries)
+        total += Work(0, 2 * size * (steps + copies), steps + copies)
+    for term in (*match.addends, *(t for one in match.unification.operands.values() for t in one.terms)):
+        total += Work(_size((*term.free, *term.bound), match.hints) * bool(term.bound), 0, 0)
     return total
+
+
+def _size(axes: Iterable[Axis], hints: Mapping[sympy.Symbol, int]) -> int:
+    """How many entries some axes have."""
+    return math.prod(notation.known(axis.size, hints) for axis in axes)
 
 
 def of_rests(region: Region) -> Work:
     """What stays of products of which the match stands for a part."""
     total, hints = Work(), region.match.hints
     for rest in region.stays:
-        products = sum(
-            math.prod(notation.known(axis.size, hints) for axis in (*term.free, *term.bound))
-            for term in rest.terms
-            if term.bound
-        )
+        products = sum(_size((*term.free, *term.bound), hints) for term in rest.terms if term.bound)
         size = rest.columns.whole.dtype.itemsize * _count(rest.columns, hints)
         total += Work(products, size, 1) * (3 if region.match.root.requires_grad else 1)
     return total

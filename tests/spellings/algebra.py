@@ -878,7 +878,7 @@ def wide_block_of_timm():
         def __init__(self):
             super().__init__()
             self.in_norm, self.in_proj = nn.LayerNorm(D), nn.Linear(D, F + 3 * D)
-            self.q_norm, self.k_norm = nn.LayerNorm(D), nn.LayerNorm(D)
+            self.q_norm, self.k_norm = nn.LayerNorm(D), nn.LayerNorm(D, bias=False)  # whose gradient is zero
             self.attn_out_proj, self.mlp_out_proj = nn.Linear(D, D), nn.Linear(F, D)
 
         def forward(self, x):
