@@ -55,6 +55,7 @@ def test_a_program_is_the_formula(program: Program) -> None:
     spec = program.spec
     model, (x,) = load(render(spec, program.writing, reveal=True)[0])
     operands = model.a.operands(x)
+    bias = operands.pop("value_bias", None)
     exact = {
         "silu": torch.nn.functional.silu,
         "gelu": torch.nn.functional.gelu,
@@ -65,7 +66,14 @@ def test_a_program_is_the_formula(program: Program) -> None:
     }
     numbers = {"gate_scale": spec.gate_scale, "scale": spec.scale}
     definition = formula if spec.gated else ungated
-    wanted = definition(**operands, **numbers, activation=exact[spec.activation]).flatten(2)
+    wanted = definition(**operands, **numbers, activation=exact[spec.activation])
+    if bias is not None:  # [Hk, E, O], of which any may be 1
+        result = spec.routed and program.writing.routing == "result"
+        weights = operands["r"] if result else torch.ones(1, 1, wanted.shape[2], 1, dtype=wanted.dtype)
+        heads = bias.expand(spec.heads, -1, -1) if not spec.summed or bias.shape[0] > 1 else bias / spec.heads
+        heads = heads.expand(spec.heads, -1, -1).repeat_interleave(spec.group, 0)
+        wanted = wanted + spec.scale * (weights[..., None] * heads).sum(3)
+    wanted = wanted.sum(2) if spec.summed else wanted.flatten(2)
     with quiet():
         found = model.a(x)
     error = float((found - wanted).detach().norm())
@@ -144,7 +152,9 @@ def test_every_layout_is_reached() -> None:
 def test_every_computation_is_reached() -> None:
     specs = [program.spec for program in many()]
     assert {spec.activation for spec in specs} == set(choices.ACTIVATIONS)
-    for name in ("gated", "routed", "gate_bias", "up_bias", "gate_number", "up_number"):
+    extras = ("gate_factor", "up_factor", "hidden_factor", "value_bias", "bank", "summed")
+    assert {spec.low_rank for spec in specs} == {"", "k", "u", "v"}
+    for name in ("gated", "routed", "gate_bias", "up_bias", "gate_number", "up_number", *extras):
         assert {bool(getattr(spec, name)) for spec in specs} == {False, True}
     assert {(spec.heads > 1, spec.group > 1, spec.networks > 1) for spec in specs} == {
         (heads, group, networks)

@@ -62,7 +62,11 @@ ROUTINGS = ("hidden", "activated", "up", "result", "einsum")
 ROUTED_VALUES = "values"
 """The weights of the sub-networks on the values: left alone, as the values then differ for each token."""
 
-ROUTERS = ("linear", "sigmoid", "softmax")
+ROUTERS = ("linear", "sigmoid", "softmax", "beside")
+"""What the weights of the sub-networks are; the last is a column of the product that gate and up are of."""
+
+RANK = 2
+"""Of an update of low rank."""
 
 HEADS_COLLECTED = ("stack", "cat", "buffer")
 NETWORKS_COLLECTED = ("plus", "in_place", "list", "stack")
@@ -119,7 +123,10 @@ POINTS = ("q", "k", "u", "v", "r", "gate", "up", "hidden", "y", "out")
 class Spec:
     """What is computed, sizes by the letters of LETTERS: the first is the simplest.
 
-    Numbers are added to the scores, after their biases.
+    Factors are of each channel, of a score before its bias, and of the hidden value. Numbers are added to
+    the scores, after their biases; a value bias to the product with the values. An update of low rank is
+    added to the weight that ``low_rank`` names. In a bank all heads have the same input; heads that are
+    ``summed`` have one result.
     """
 
     batch: int = 2
@@ -136,6 +143,13 @@ class Spec:
     up_bias: bool = False
     gate_number: float = 0.0
     up_number: float = 0.0
+    gate_factor: bool = False
+    up_factor: bool = False
+    hidden_factor: bool = False
+    value_bias: bool = False
+    low_rank: str = ""
+    bank: bool = False
+    summed: bool = False
     activation: str = "silu"
     gate_scale: float = 1.0
     scale: float = 1.0
@@ -145,6 +159,16 @@ class Spec:
     def weights(self) -> tuple[str, ...]:
         """The weights there are, and the letters of each."""
         return ("k", "u", "v") if self.gated else ("k", "v")
+
+    @property
+    def channels(self) -> int:
+        """How many channels the input has."""
+        return self.head_dim * (1 if self.bank else self.heads * self.group)
+
+    @property
+    def results(self) -> int:
+        """How many channels the result has."""
+        return self.out_dim * (1 if self.summed else self.heads * self.group)
 
 
 @dataclass(frozen=True)

@@ -75,11 +75,14 @@ def specs(draw: Draw, **given: Any) -> Spec:
     networks = draw(st.sampled_from([1, 2, 3]))
     routed = draw(st.booleans()) if networks > 1 else False
     head_dim = draw(st.sampled_from([2, 3, 4]))
+    heads, group = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([1, 1, 2]))
+    several = heads > 1 and group == 1
+    seldom = st.sampled_from([False, False, False, True])
     return Spec(
         **{
             "length": draw(st.sampled_from([3, 4])),
-            "heads": draw(st.sampled_from([1, 2, 3])),
-            "group": draw(st.sampled_from([1, 1, 2])),
+            "heads": heads,
+            "group": group,
             "networks": networks,
             "width": draw(st.sampled_from([3, 5])),
             "head_dim": head_dim,
@@ -90,6 +93,13 @@ def specs(draw: Draw, **given: Any) -> Spec:
             "up_bias": draw(st.booleans()) if gated else False,
             "gate_number": draw(st.sampled_from(NUMBERS)),
             "up_number": draw(st.sampled_from(NUMBERS)) if gated else 0.0,
+            "gate_factor": draw(seldom),
+            "up_factor": draw(seldom) and gated,
+            "hidden_factor": draw(seldom),
+            "value_bias": draw(seldom),
+            "low_rank": draw(st.sampled_from(["", "", "", "k", "v", *(["u"] if gated else [])])),
+            "bank": draw(seldom) and several,
+            "summed": draw(seldom) and several,
             "activation": draw(st.sampled_from(list(choices.ACTIVATIONS))),
             "gate_scale": draw(st.sampled_from([1.0, 0.5])),
             "scale": draw(st.sampled_from([1.0, 3.0])),
@@ -118,13 +128,16 @@ def writings(draw: Draw, spec: Spec, detours: int = 4, **given: Any) -> Writing:
     loops = pick([n for n in looped if heads > 1 or "h" not in n])
     batched = heads > 1 and "h" not in loops
     routings = [r for r in choices.ROUTINGS if spec.gated or r != "up"]
+    routings = [r for r in routings if r != "einsum" or spec.low_rank != "v"]
     routing = pick(routings) if spec.routed else "hidden"
     routed_apart = spec.routed and routing == "result" and "e" not in loops
     verbs = [verb for verb, no in choices.VERBS.items() if not (no and batched)]
     down = [verb for verb, no in choices.VERBS.items() if not (no and (batched or routed_apart))]
-    fused = pick(choices.FUSED) if spec.gated else ""
+    whole = [x for x in choices.FUSED if x in ("", "weight") or spec.low_rank not in ("k", "u")]
+    fused = pick(whole) if spec.gated else ""
+    routers = [r for r in choices.ROUTERS if r != "beside" or (spec.routed and fused == "product")]
     chained = ("residual", "norm", "sequence", "broken", "again")  # as many channels come out as go in
-    flows = [flow for flow in choices.FLOWS if spec.out_dim == spec.head_dim or flow not in chained]
+    flows = [flow for flow in choices.FLOWS if spec.results == spec.channels or flow not in chained]
     points = [
         point
         for point in choices.POINTS
@@ -152,7 +165,7 @@ def writings(draw: Draw, spec: Spec, detours: int = 4, **given: Any) -> Writing:
             "fused": fused,
             "grouping": grouping,
             "routing": routing,
-            "router": pick(choices.ROUTERS),
+            "router": pick(routers),
             "heads_collected": pick(choices.HEADS_COLLECTED),
             "networks_collected": pick(choices.NETWORKS_COLLECTED),
             "up_first": draw(st.booleans()),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from tests.strategies.choices import ACTIVATIONS, Spec, Writing
+from tests.strategies.choices import ACTIVATIONS, RANK, Spec, Writing
 from tests.strategies.expressions import Sizes, Value, product
 
 
@@ -35,10 +35,14 @@ class Renderer:
         shares = writing.grouping != "unflatten"  # then h are all heads, of queries and weights
         heads = spec.heads * spec.group if shares else spec.heads
         inside = {"h": heads, "g": 1 if shares else spec.group, "e": spec.networks, "f": spec.width}
-        inside |= {"d": spec.head_dim, "o": spec.out_dim, "p": 2 * spec.width}
+        beside = writing.router == "beside" and spec.routed
+        inside |= {"d": spec.head_dim, "o": spec.out_dim, "p": 2 * spec.width + beside, "l": RANK}
+        self.beside = beside
         self.size = Sizes({"b": "B", "t": "T", **{letter: str(n) for letter, n in inside.items()}})
         single = [letter for letter in "hge" if self.size[letter] == "1"]  # dimensions that nobody writes
-        self.present = "".join(letter for letter in "bthgefdop" if letter not in single)
+        self.present = "".join(letter for letter in "bthgefdopl" if letter not in single)
+        self.of_input = "btd" if spec.bank else "bthgd"
+        self.of_result = "btgo" if spec.summed else "bthgo"
         self.init, self.forward = Lines(2), Lines(2)
         self.operands: dict[str, Value] = {}  # as they are before anything is computed
         self.flat = 0  # entries of the one parameter of all weights
@@ -47,7 +51,7 @@ class Renderer:
 
     def layout(self, order: str, letters: Iterable[str]) -> str:
         """Those of some letters that are dimensions, in an order."""
-        return "".join(x for x in order if x in letters and x in self.present)
+        return "".join(x for x in dict.fromkeys(order + "l") if x in letters and x in self.present)
 
     def let(self, name: str, value: Value, at: str = "") -> Value:
         """A value with a name, changed as there are changes at it: at the point of its name, or another."""
@@ -137,6 +141,18 @@ class Renderer:
         for name in ("gate_bias", "up_bias"):
             if getattr(spec, name):
                 found[name] = self.weight(name, self.layout(writing.layout_k, "hef"), "d")
+        factors = [n for n in ("gate_factor", "up_factor", "hidden_factor") if getattr(spec, n)]
+        for name in factors:
+            found[name] = self.weight(name, self.layout(writing.layout_k, "hef"), "d")
+        if spec.value_bias:
+            found["value_bias"] = self.weight("value_bias", self.layout(writing.layout_v, self.biased()), "d")
+        if name := spec.low_rank:
+            inside, outside = ("hefl", "helo") if name == "v" else ("held", "hefl")
+            layout = layouts[name]
+            found["inner"] = self.weight(
+                "inner", self.layout(layout + "l", inside), "d" if name != "v" else "f"
+            )
+            found["outer"] = self.weight("outer", self.layout("l" + layout, outside), "l")
         if self.flat:
             self.init(f"self.weights = nn.Parameter(torch.randn({self.flat}) * 0.5)")
         self.operands |= {name: value.whole() for name, value in found.items()}
@@ -155,6 +171,13 @@ class Renderer:
                 found[name] = self.let(whole, found[name], name)
         return found
 
+    def biased(self) -> str:
+        """The letters of a bias of the values: those that it is added before the sum over."""
+        spec, writing = self.spec, self.writing
+        apart = spec.routed and writing.routing == "result"
+        heads = "h" if apart or "h" in writing.loops or not spec.summed else ""
+        return heads + ("e" if apart or "e" in writing.loops else "") + "o"
+
     def revealed(self) -> list[str]:
         """A method that gives the operands of the formula."""
         forward = Lines(2)
@@ -164,16 +187,43 @@ class Renderer:
             both = found.pop("gate_up")
             dim, letters = both.letters.index("p"), both.letters.replace("p", "f")
             for number, name in enumerate("ku"):
-                part = f"{both.text}.chunk(2, {dim})[{number}]"
+                part = f"{both.text}.split({self.spec.width}, {dim})[{number}]"
                 if self.writing.fused == "interleaved":
                     part = f"{both.text}[{':, ' * dim}{number}::2]"
                 found[name] = Value(part, letters)
+            if self.beside:
+                column = Value(f"{both.text}.select({dim}, -1)", letters.replace("f", ""))
+                column = column.ordered(self.layout("hed", "hed"))
+                forward(f"beside = {column.aligned('hed')}")
         weights = {"k": "hefd", "u": "hefd", "v": "hefo", "gate_bias": "hef", "up_bias": "hef"}
+        weights |= {"gate_factor": "hef", "up_factor": "hef", "hidden_factor": "hef", "value_bias": "heo"}
+        weights |= dict(
+            zip(
+                ("inner", "outer"),
+                ("hefl", "helo") if self.spec.low_rank == "v" else ("held", "hefl"),
+                strict=True,
+            )
+        )
         for name, value in found.items():
             letters = {"q": "bthgd", "r": "bthge"}.get(name) or weights[name]
             text = value.ordered("".join(x for x in letters if x in value.letters)).text
             text += f"[{', '.join(':' if x in value.letters else 'None' for x in letters)}]"
             forward(f"{name} = {text}{'.flatten(2, 3)' if 'g' in letters else ''}")
+        if self.spec.bank:
+            forward(f"q = q.expand(-1, -1, {self.size['h']}, -1)")
+        if self.beside:
+            forward(f"rows = beside.expand({self.spec.heads}, {self.spec.networks}, -1)")
+            forward("logits = torch.einsum('bthgd,hed->bthge', q.unflatten(2, (rows.shape[0], -1)), rows)")
+            forward("r = torch.sigmoid(logits).flatten(2, 3)")
+            found["r"] = Value("", "bthge")
+        if name := self.spec.low_rank:
+            equation = "hefl,helo->hefo" if name == "v" else "held,hefl->hefd"
+            forward(f'{name} = {name} + torch.einsum("{equation}", inner, outer)')
+        for factor, name in (("gate_factor", "k"), ("up_factor", "u"), ("hidden_factor", "v")):
+            if factor in found:
+                forward(f"{name} = {name} * {factor}[..., None]")
+        for name in ("inner", "outer", "gate_factor", "up_factor", "hidden_factor"):
+            found.pop(name, None)
         for name in ("gate", "up"):
             if number := getattr(self.spec, f"{name}_number"):
                 bias = f"{name}_bias" if f"{name}_bias" in found else "torch.zeros_like(k[..., 0])"
@@ -190,13 +240,13 @@ class Renderer:
         heads, group = self.size["h"], self.size["g"]
         init, forward = self.init, self.forward
         forward("B, T = x.shape[:2]")
-        letters = self.layout("bthgd", "bthgd")
+        letters = self.layout("bthgd", self.of_input)
         values = {"q": Value(f"x.view({self.size.shape(letters)})", letters)}
         self.operands["q"] = values["q"]
-        values["q"] = self.let("q", values["q"].ordered(self.layout(writing.layout_q, "bthgd")))
-        if spec.routed:
+        values["q"] = self.let("q", values["q"].ordered(self.layout(writing.layout_q, self.of_input)))
+        if spec.routed and not self.beside:
             count = int(heads) * int(group) * spec.networks
-            init(f"self.route = nn.Linear({spec.heads * spec.group * spec.head_dim}, {count})")
+            init(f"self.route = nn.Linear({spec.channels}, {count})")
             letters = self.layout("bthge", "bthge")
             router = {
                 "linear": "{r}",
@@ -211,8 +261,8 @@ class Renderer:
         if spec.scale != 1:
             self.update(out, "*", str(spec.scale))
         out = self.let("out", out)
-        letters = self.layout("bthgo", "bthgo")
-        forward(f"return {out.ordered(letters).text}.reshape(B, T, {self.size('hgo')})")
+        letters = self.layout("bthgo", self.of_result)
+        forward(f"return {out.ordered(letters).text}.reshape(B, T, {self.size(self.of_result[2:])})")
         return "\n".join(
             [
                 "class FeedForward(nn.Module):",
@@ -231,11 +281,14 @@ class Renderer:
             return self.turn({name: value.whole() for name, value in values.items()})
         letter, forward = loops[0], self.forward
         name = "out" if loops == self.writing.loops else "part"
-        how = self.writing.heads_collected if letter == "h" else self.writing.networks_collected
+        apart = letter == "h" and not self.spec.summed
+        how = self.writing.heads_collected if apart else self.writing.networks_collected
         looped = self.writing.loops[: -len(loops)] if loops != self.writing.loops else ""
-        inner = self.layout(self.writing.layout_y, "".join(x for x in "bthgo" if x not in looped + letter))
-        own = self.layout(self.writing.layout_y, "".join(x for x in "bthgo" if x not in looped))
-        if letter == "e" and how == "plus":
+        inner = self.layout(
+            self.writing.layout_y, "".join(x for x in self.of_result if x not in looped + letter)
+        )
+        own = self.layout(self.writing.layout_y, "".join(x for x in self.of_result if x not in looped))
+        if how == "plus":
             forward(f"{name} = 0")
         elif how in ("in_place", "buffer"):
             forward(f"{name} = x.new_zeros({self.size.shape(own)})")
@@ -244,7 +297,7 @@ class Renderer:
         forward(f"for {letter} in range({self.size[letter]}):")
         forward.depth += 1
         y = self.loop(loops[1:], {key: value.at(letter) for key, value in values.items()}).ordered(inner)
-        dim = own.index("h") if letter == "h" else 0
+        dim = own.index("h") if apart else 0
         if how == "plus":
             forward(f"{name} = {name} + {y.text}")
         elif how == "in_place":
@@ -261,7 +314,7 @@ class Renderer:
         elif how == "list":
             forward(f"{name} = sum({name}s)")
         elif how == "stack":
-            forward(f"{name} = torch.stack({name}s, {dim})" + (".sum(0)" if letter == "e" else ""))
+            forward(f"{name} = torch.stack({name}s, {dim})" + ("" if apart else ".sum(0)"))
         return Value(name, own)
 
     def turn(self, values: dict[str, Value]) -> Value:
@@ -281,8 +334,11 @@ class Renderer:
                 before = ":, " * dim
                 gate, up = (f"both[{before}{start}::2]" for start in (0, 1))
             else:
-                self.forward(f"gate, up = both.chunk(2, {dim})")
+                self.forward(f"gate, up{', beside' * self.beside} = both.split({spec.width}, {dim})")
                 gate, up = "gate", "up"
+                if self.beside:
+                    own = Value(f"torch.sigmoid(beside.squeeze({dim}))", hidden.replace("f", ""))
+                    values["r"] = self.let("r", own.ordered(self.layout(writing.layout_r, own.letters)))
             both_of = {"gate": Value(gate, hidden), "up": Value(up, hidden)}
         else:
             verbs = {"gate": ("k", writing.verb_gate), "up": ("u", writing.verb_up)}
@@ -291,11 +347,16 @@ class Renderer:
                 for name, (weight, verb) in verbs.items()
                 if weight in values
             }
+            if spec.low_rank in ("k", "u"):
+                name = "gate" if spec.low_rank == "k" else "up"
+                both_of[name] = self.low_rank(both_of[name], values["q"], values, hidden)
         for name in sorted(both_of, reverse=writing.up_first):
             value = both_of[name]
             if value.text != name:
                 self.forward(f"{name} = {value.text}")
             value = replace(value, text=name)
+            if f"{name}_factor" in values:
+                self.update(value, "*", values[f"{name}_factor"].whole().aligned(hidden), saved=True)
             if name == "gate" and spec.gate_scale != 1:
                 self.update(value, "*", str(spec.gate_scale))
             if f"{name}_bias" in values:
@@ -304,6 +365,17 @@ class Renderer:
                 self.update(value, "+", str(number))
             self.let(name, value)
         return self.down(hidden, values)
+
+    def low_rank(self, full: Value, x: Value, values: dict[str, Value], to: str) -> Value:
+        """A product with a weight, and that with its update of low rank."""
+        inner, outer = (values[name].whole() for name in ("inner", "outer"))
+        kept = "".join(
+            letter for letter in x.letters if letter not in inner.letters or letter in outer.letters
+        )
+        more = "".join(letter for letter in inner.letters if letter in outer.letters and letter not in kept)
+        first = product("einsum", x, inner, kept + more, self.size)
+        update = product("einsum", first, outer, to, self.size)
+        return Value(f"({full.ordered(to).text} + {update.text})", to)
 
     def down(self, hidden: str, values: dict[str, Value]) -> Value:
         """The activation, and its product with the values."""
@@ -319,27 +391,42 @@ class Renderer:
             gated = f"up * ({act})" if " " in act else f"up * {act}"
         forward(f"hidden = {gated if spec.gated else act}")
         value = Value("hidden", hidden)
+        if "hidden_factor" in values:
+            self.update(value, "*", values["hidden_factor"].whole().aligned(hidden), saved=not spec.gated)
         if r is not None and routing == "hidden":
             self.update(value, "*", r.aligned(hidden), saved=not spec.gated)
         value = self.let("hidden", value)
         v = values["v"]
         kept = "".join(x for x in writing.layout_y if (x in hidden and x != "f") or x == "o")
-        y = self.layout(kept, kept.replace("e", ""))
+        y = self.layout(kept, "".join(x for x in kept if x != "e" and not (x == "h" and spec.summed)))
         if r is not None and routing == "einsum":
             equation = f"{hidden},{v.letters},{r.letters}->{y}"
-            return self.let("y", Value(f'torch.einsum("{equation}", hidden, {v.text}, {r.text})', y))
+            found = Value(f'torch.einsum("{equation}", hidden, {v.text}, {r.text})', y)
+            return self.with_bias(self.let("y", found), values)
         if r is not None and routing == "values":
             routed = self.layout(writing.layout_hidden, r.letters + "".join(set(v.letters) - set(r.letters)))
             forward(f"routed = {v.aligned(routed)} * {r.aligned(routed)}")
-            return self.let("y", product(writing.verb_down, value, Value("routed", routed), y, self.size))
+            found = product(writing.verb_down, value, Value("routed", routed), y, self.size)
+            return self.with_bias(self.let("y", found), values)
         if r is not None and routing == "result":
-            each = product(writing.verb_down, value, v, kept, self.size)
+            each = self.of_values(value, v, kept, values)
             forward(f"y = {each.text}")
+            self.with_bias(Value("y", kept), values)
             self.update(Value("y", kept), "*", r.aligned(kept))
-            if "e" in kept:
-                return self.let("y", Value(f"y.sum({kept.index('e')})", y))
-            return self.let("y", Value("y", y))
-        return self.let("y", product(writing.verb_down, value, v, y, self.size))
+            dims = [str(kept.index(x)) for x in kept if x not in y]
+            return self.let("y", Value(f"y.sum(({', '.join(dims)},))" if dims else "y", y))
+        return self.with_bias(self.let("y", self.of_values(value, v, y, values)), values)
+
+    def of_values(self, hidden: Value, v: Value, to: str, values: dict[str, Value]) -> Value:
+        """The product with the values, and with their update."""
+        full = product(self.writing.verb_down, hidden, v, to, self.size)
+        return self.low_rank(full, hidden, values, to) if self.spec.low_rank == "v" else full
+
+    def with_bias(self, y: Value, values: dict[str, Value]) -> Value:
+        """A product with the values, which has a name, and their bias."""
+        if "value_bias" in values:
+            self.update(y, "+", values["value_bias"].whole().aligned(y.letters))
+        return y
 
     def act(self, x: str) -> str:
         spellings = ACTIVATIONS[self.spec.activation]

@@ -55,8 +55,7 @@ def render(
     layer = renderer.render()
     if reveal:
         layer = "\n".join([layer, *renderer.revealed()])
-    channels = spec.heads * spec.group * spec.head_dim
-    results = spec.heads * spec.group * spec.out_dim
+    channels, results = spec.channels, spec.results
     made, lines = Lines(2), Lines(2)
     flow, _ = FLOWS[writing.flow]
     made("self.a = FeedForward()")
