@@ -247,9 +247,15 @@ class _Roles:
             operands[name] = replace(operands.get(name, Operand((), (), notation.ONE)), addend=number)
         roles: dict[str, list[Axis]] = {role: [] for role in self.pattern.roles}
         inner = {axis for all_placed in state.leaves.values() for one in all_placed for axis in one.bound}
-        for before, (axis, present) in enumerate(_occurrences(operands, index).items()):
-            present |= {SCORE} if axis in inner else set()
-            roles[self._role(axis, present, before)].append(axis)
+        without: list[tuple[Axis, set[str]]] = []
+        for axis, present in _occurrences(operands, index).items():
+            role = self._role(present | ({SCORE} if axis in inner else set()))
+            if role is None:
+                without.append((axis, present))
+            else:
+                roles[role].append(axis)
+        for axis, present in without[:1]:
+            raise misplaced(self.pattern, axis, present, sum(map(len, roles.values())))
         if not all(roles[letter] for letter, role in self.pattern.roles.items() if role.is_required):
             raise NoMatch("the activation is scaled by a factor for each channel", progress=SIZES)
         first = {name: operand.entries[0] for name, operand in operands.items() if operand.entries}
@@ -285,8 +291,8 @@ class _Roles:
                 raise NoMatch(f"a diagonal of {leaf.value} is read", value_of(leaf), Progress(Stage.OPERANDS))
         return Operand(leaves, (), coefficient, twins, divisors)
 
-    def _role(self, axis: Axis, present: set[str], before: int) -> str:
-        """The axis of the pattern that occurs in the same operands.
+    def _role(self, present: set[str]) -> str | None:
+        """The axis of the pattern that occurs in the same operands, if one does.
 
         An optional operand may lack any axis. Keys, up-projections and values may each lack an axis of the
         heads, being broadcast over it.
@@ -297,9 +303,7 @@ class _Roles:
         shared = [r for r in fitting if RESULT in present and self.occurs[r] - optional > present - optional]
         if not exact and self.shared <= present:
             exact = shared
-        if not exact:
-            raise misplaced(self.pattern, axis, present - {SCORE}, before)
-        return min(exact, key=lambda role: len(self.occurs[role] - present))
+        return min(exact, key=lambda role: len(self.occurs[role] - present), default=None)
 
 
 def _same_tensor(numbering: ValueNumbering, a: Leaf, b: Leaf) -> bool:
