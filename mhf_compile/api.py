@@ -12,12 +12,14 @@ import torch
 from torch import fx
 from torch._C._dynamo.eval_frame import reset_code
 from torch._dynamo.convert_frame import compile_lock, register_bytecode_hook
+from torch._dynamo.utils import counters
 from torch.export import ExportedProgram
 
 from mhf_compile.backend import analyse, check_required
 from mhf_compile.graphs import Exported, copied_module, give_examples, take_examples_back
 from mhf_compile.options import PREFIX, Options, parse
 from mhf_compile.report.modules import ModulePaths
+from mhf_compile.report.notes import notes_of_model
 from mhf_compile.report.report import Report
 from mhf_compile.tape.ambient import put_aside
 
@@ -58,9 +60,12 @@ def explain_call(
     """As :func:`explain`, of a call whose keyword arguments may have any name."""
     ours, _ = parse({PREFIX + "strict": True, **(options or {})})
     reports: list[Report] = []
+    graphs = 0
     paths = ModulePaths(model)
 
     def collect(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        nonlocal graphs
+        graphs += 1
         paths.put_into(module)
         report_of = paths.report_of(module, analyse(module, ours))
 
@@ -70,8 +75,10 @@ def explain_call(
 
         return run
 
+    before = dict(counters["graph_break"])
     run_compiled(model, args, kwargs, collect)
-    report = merged(reports, paths.modules)
+    breaks = [words for words, times in counters["graph_break"].items() if times > before.get(words, 0)]
+    report = merged([*reports, Report(notes=notes_of_model(graphs, breaks))], paths.modules)
     check_required(report, ours)
     return report
 
@@ -123,6 +130,7 @@ def merged(reports: Sequence[Report], modules: tuple[tuple[str, str], ...] = ())
         tuple(miss for report in reports for miss in report.misses),
         tuple(dict.fromkeys(note for report in reports for note in report.notes)),
         modules,
+        tuple(other for report in reports for other in report.others),
     )
 
 

@@ -153,7 +153,9 @@ def rewrite_graph(module: fx.GraphModule, options: Options) -> Report:
             for one in done
             for rewrite in [rewrite_of(one.match, one.region, one.proof)] * one.match.uses
         ]
-        misses = [miss for one in (*left, *failed) for miss in [miss_of(one)] * one.uses]
-        report = Report(tuple(rewrites), tuple(misses), notes_of(misses))
+        told = [(one, miss_of(one)) for one in (*left, *failed) for _ in range(one.uses)]
+        misses = tuple(miss for one, miss in told if one.is_feed_forward)
+        others = tuple(miss for one, miss in told if not one.is_feed_forward)
+        report = Report(tuple(rewrites), misses, notes_of(tape, misses), others=others)
         tell(report)
     return report

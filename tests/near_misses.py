@@ -62,6 +62,7 @@ class NearMiss:
         without: a dtype that the op does not take, as some devices' does not.
         rounds: the dtype that the program rounds to in places where the fused call does not.
         lines: the lines of its activations.
+        other: whether it is no feed-forward any more, which is told apart.
     """
 
     program: Callable[..., Any]
@@ -75,6 +76,7 @@ class NearMiss:
     options: Mapping[str, object]
     without: torch.dtype | None
     lines: frozenset[int]
+    other: bool
 
     def tensors(self, seed: int) -> list[Tensor]:
         """Random arguments of order one that require grad."""
@@ -109,6 +111,7 @@ def refused(
     options: Mapping[str, object] | None = None,
     without: torch.dtype | None = None,
     at: Callable[..., Any] | None = None,
+    other: bool = False,
     **shapes: tuple[int, ...],
 ) -> Decorator:
     """Decorate a program that is left alone; ``at`` is the function with its activation, where another."""
@@ -117,7 +120,7 @@ def refused(
         own = tuple({**SHAPES, **shapes}[name] for name in inspect.signature(program).parameters)
         lines = lines_of_activations(at or program)
         how = rewrites, raises, rounds, dynamic, options or {}, without
-        NEAR_MISSES.append(NearMiss(program, kind, own, reason, *how, lines))
+        NEAR_MISSES.append(NearMiss(program, kind, own, reason, *how, lines, other))
         return program
 
     return decorate
@@ -158,12 +161,12 @@ def summed_over_heads_with_the_values(q, k, u, v):
     return torch.einsum("bthf,hfo->bto", silu(scores(q, k)) * scores(q, u), v)
 
 
-@refused("axis", "before a product with values")
+@refused("axis", "before a product with values", other=True)
 def not_summed_over_its_width(q, k, u, v):
     return torch.einsum("bthf,hfo->bthf", silu(scores(q, k)) * scores(q, u), v)
 
 
-@refused("axis", "share the values")
+@refused("axis", "share the values", other=True)
 def summed_apart_from_the_values(q, k, u, v):
     return torch.einsum("bthf,hgo->btho", silu(scores(q, k)) * scores(q, u), v)
 
@@ -174,13 +177,13 @@ def query_and_key_summed_apart(q, k, u, v):
     return down(silu(gate) * scores(q, u), v)
 
 
-@refused("axis", "gate and up|summed over heads")
+@refused("axis", "gate and up|summed over heads", other=True)
 def gate_summed_over_heads(q, k, u, v):
     gate = torch.einsum("bthd,hfd->btf", q, k)
     return down(silu(gate)[:, :, None] * scores(q, u), v)
 
 
-@refused("axis", "gate and up|summed over tokens")
+@refused("axis", "gate and up|summed over tokens", other=True)
 def gate_summed_over_tokens(q, k, u, v):
     gate = torch.einsum("bthd,hfd->bhf", q, k)
     return down(silu(gate)[:, None] * scores(q, u), v)
@@ -191,7 +194,7 @@ def up_summed_over_tokens(q, k, u, v):
     return down(silu(scores(q, k)) * scores(q, u).sum(1, keepdim=True), v)
 
 
-@refused("axis", "not one sum over the width")
+@refused("axis", "not one sum over the width", other=True)
 def gate_summed_over_its_width(q, k, u, v):
     gate = scores(q, k).sum(-1, keepdim=True)
     return down(silu(gate) * scores(q, u), v)
@@ -230,7 +233,7 @@ def a_width_of_one(x, w_gate, w_up, w_down):
     return linear(silu(linear(x, w_gate)) * linear(x, w_up), w_down)
 
 
-@refused("axis", "the activation is not contracted with values")
+@refused("axis", "the activation is not contracted with values", other=True)
 def summed_over_an_axis_of_one(q, k, u):
     hidden = silu(scores(q, k)) * scores(q, u)
     return hidden.unsqueeze(-1).sum(-1)
@@ -493,7 +496,7 @@ def up_of_the_input_times_two(x, w_gate, w_up, w_down):
     return linear(silu(linear(x, w_gate)) * linear(2 * x, w_up), w_down)
 
 
-@refused("input", "that the input of gate and up lacks")
+@refused("input", "that the input of gate and up lacks", other=True)
 def gate_of_the_mean_token(x, w_gate, w_up, w_down):
     return linear(silu(linear(x.mean(1, keepdim=True), w_gate)) * linear(x, w_up), w_down)
 
@@ -536,7 +539,7 @@ gated(nnf.hardswish, "the activation is hardswish", "hardswish_gate")
 gated(nnf.hardsigmoid, "the activation is hardsigmoid", "hardsigmoid_gate")
 gated(nnf.relu6, "the activation is hardtanh", "relu6_gate")
 gated(nnf.softsign, "the activation is", "softsign_gate")
-gated(nnf.logsigmoid, SILENT, "logsigmoid_gate")
+gated(nnf.logsigmoid, "the activation is logsigmoid", "logsigmoid_gate")
 gated(lambda g: torch.clamp(g, min=0), r"the activation is clamp", "clamp_gate")
 gated(lambda g: nnf.threshold(g, 0.5, 0), "the activation is threshold", "threshold_gate")
 gated(lambda g: torch.where(g > 0.5, g, 0.0), "the activation is .*where", "where_gate")
@@ -551,7 +554,7 @@ gated(
 )
 gated(lambda g: 0.5 * g * (1 + torch.erf(g / 1.414)), "the activation is", "gelu_erf_constant_off_gate")
 gated(lambda g: torch.sin(g), "the activation is sin", "sine_gate")
-gated(lambda g: torch.rrelu(g, training=True), SILENT, "rrelu_gate")
+gated(lambda g: torch.rrelu(g, training=True), "the activation is rrelu", "rrelu_gate")
 
 
 @right("activation")
@@ -560,10 +563,16 @@ def quick_gelu(x, w_gate, w_up, w_down):
     return linear(gate * torch.sigmoid(1.702 * gate) * linear(x, w_up), w_down)
 
 
-@refused("activation", SILENT, beta=())
+@refused("activation", r"the activation is x\*sigmoid\(beta\*x\)", beta=())
 def swish_with_a_learned_beta(x, w_gate, w_up, w_down, beta):
     gate = linear(x, w_gate)
     return linear(gate * torch.sigmoid(beta * gate) * linear(x, w_up), w_down)
+
+
+@refused("activation", r"the activation is x\*sigmoid\(beta\*x\)", beta=())
+def ungated_swish_with_a_learned_beta(q, k, v, beta):
+    gate = scores(q, k)
+    return down(gate * torch.sigmoid(beta * gate), v)
 
 
 @refused("activation", "the activation is .*prelu", slope=(1,))
@@ -769,13 +778,13 @@ def r_of_pairs_of_tokens(q, k, u, v, r):
     return torch.einsum("ts,bshf,hfo->btho", r, silu(scores(q, k)) * scores(q, u), v)
 
 
-@refused("r", "an operand of another feed-forward, that of", rewrites=1)
+@refused("r", "an operand of another feed-forward, that of", rewrites=1, other=True)
 def r_through_relu(q, keys, ups, values, r):
     gate, up = networks(q, keys, ups)
     return torch.einsum("bthe,bthef,hefo->btho", relu(r), silu(gate) * up, values)  # here
 
 
-@refused("r", "an operand of another feed-forward, that of", rewrites=1)
+@refused("r", "an operand of another feed-forward, that of", rewrites=1, other=True)
 def r_through_gelu(q, keys, ups, values, r):
     hidden = gelu(torch.einsum("bthd,hefd->bthef", q, keys))
     return torch.einsum("bthe,bthef,hefo->btho", gelu(r), hidden, values)
@@ -1300,21 +1309,21 @@ def output_scaled_by_the_largest_activation(q, k, u, v):
     return down(hidden, v) / hidden.abs().amax()
 
 
-@refused("escape", "it reaches no product with values")
+@refused("escape", "it reaches no product with values", other=True)
 def hidden_kept_only(q, k, u):
     with torch.no_grad():
         BUFFER.copy_(silu(scores(q, k)) * scores(q, u))
     return q * 1
 
 
-@refused("escape", "it reaches no product with values")
+@refused("escape", "it reaches no product with values", other=True)
 def hidden_added_to_what_is_kept(q, k, u):
     with torch.no_grad():
         BUFFER.add_(silu(scores(q, k)) * scores(q, u))
     return q * 1
 
 
-@refused("escape", "it reaches no product with values")
+@refused("escape", "it reaches no product with values", other=True)
 def ungated_hidden_kept_only(q, k):
     with torch.no_grad():
         BUFFER.copy_(gelu(scores(q, k)))
@@ -1452,7 +1461,7 @@ def hidden_of_unit_length(q, k, u, v):
     return down(nnf.normalize(silu(scores(q, k)) * scores(q, u), dim=-1), v)
 
 
-@refused("norm", "argument of silu is the result of (native_)?layer_norm")
+@refused("norm", "argument of silu is the result of a layer norm")
 def gate_layer_normed(q, k, u, v):
     return down(silu(nnf.layer_norm(scores(q, k), [F])) * scores(q, u), v)
 
@@ -1462,13 +1471,13 @@ def up_rms_normed(q, k, u, v):
     return down(silu(scores(q, k)) * nnf.rms_norm(scores(q, u), [F]), v)
 
 
-@refused("norm", r"normalised \(linalg_vector_norm\)")
+@refused("norm", r"normalised, by a vector norm")
 def hidden_over_its_length(q, k, u, v):
     hidden = silu(scores(q, k)) * scores(q, u)
     return down(hidden / torch.linalg.vector_norm(hidden, dim=-1, keepdim=True), v)
 
 
-@refused("norm", r"normalised \(native_layer_norm\)")
+@refused("norm", r"normalised, by a layer norm")
 def hidden_weighted_by_its_norm(q, k, u, v):
     hidden = silu(scores(q, k)) * scores(q, u)
     return down(hidden * nnf.layer_norm(hidden, [F]).amax(-1, keepdim=True), v)
@@ -1611,13 +1620,13 @@ def up_summed_over_the_past(q, k, u, v):
     return down(silu(scores(q, k)) * scores(q, u).cumsum(1), v)
 
 
-@refused("tokens", "convolution", w3=(F, 1, 3))
+@refused("tokens", "convolution", w3=(F, 1, 3), other=True)
 def hidden_convolved_over_three_tokens(x, w_gate, w_up, w_down, w3):
     hidden = silu(linear(x, w_gate)) * linear(x, w_up)
     return linear(nnf.conv1d(hidden.mT, w3, padding=1, groups=F).mT, w_down)
 
 
-@refused("tokens", "argument of silu is the result of convolution", w3=(F, D, 3))
+@refused("tokens", "argument of silu is the result of convolution", w3=(F, D, 3), other=True)
 def gate_by_a_convolution_of_three_tokens(x, w3, w_up, w_down):
     gate = nnf.conv1d(x.mT, w3, padding=1).mT
     return linear(silu(gate) * linear(x, w_up), w_down)
@@ -1686,7 +1695,7 @@ def scale_of_each_head_outside(q, k, u, v, scale):
     return down(silu(scores(q, k)) * scores(q, u), v) * scale
 
 
-@refused("weights", "something else is added to it", wide=(B, T, F))
+@refused("weights", "something else is added to it", wide=(B, T, F), other=True)
 def residual_before_the_values(x, w_gate, w_up, w_down, wide):
     return linear(silu(linear(x, w_gate)) * linear(x, w_up) + wide, w_down)
 
@@ -2058,14 +2067,14 @@ def dense_without_a_gate(x, w_up, w_down):
     return linear(relu(linear(x, w_up)), w_down)
 
 
-@refused("mode", "graph breaks")
+@refused("mode", "the graph ends before a product with values: Call to `torch._dynamo.graph_break")
 def graph_break_before_the_values(q, k, u, v):
     hidden = silu(scores(q, k)) * scores(q, u)
     torch._dynamo.graph_break()
     return down(hidden, v)
 
 
-@refused("mode", "complex is applied to it", phase=(B, T, H, F))
+@refused("mode", "complex is applied to it", phase=(B, T, H, F), other=True)
 def complex_inside(q, k, u, v, phase):
     hidden = torch.complex(silu(scores(q, k)) * scores(q, u), phase)
     return down(hidden.abs(), v)
@@ -2088,3 +2097,10 @@ def jagged_rows(x, w_gate, w_up, w_down):
     ends = torch.tensor([0, 3, B * T])
     rows = torch.nested.nested_tensor_from_jagged(x.flatten(0, 1), ends)
     return linear(silu(linear(rows, w_gate)) * linear(rows, w_up), w_down).values()
+
+
+@refused("mode", "it is combined .* with a NestedTensor, a tensor subclass", other=True)
+def rows_jagged_before_the_values(x, w_gate, w_up, w_down):
+    hidden = (silu(linear(x, w_gate)) * linear(x, w_up)).flatten(0, 1)
+    rows = torch.nested.nested_tensor_from_jagged(hidden, torch.tensor([0, 3, B * T]))
+    return linear(rows, w_down).values()

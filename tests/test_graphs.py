@@ -59,6 +59,28 @@ def check(module: Any, batch: int = 4) -> None:
         torch.testing.assert_close(module(x)[name], expected, rtol=1e-5, atol=1e-5)
 
 
+class Summed(nn.Module):
+    """Sub-networks with weights for each token, added up in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.networks, self.route = nn.ModuleList([Gated(), Gated()]), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = torch.zeros_like(x)
+        for network, weight in zip(self.networks, self.route(x).softmax(-1).unbind(-1), strict=True):
+            result += weight[:, None] * network(x)
+        return result
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_a_sum_of_sub_networks_is_one_call(decomposed: bool) -> None:
+    """Decomposed, a buffer of zeros is one that is filled with the number 0."""
+    program = torch.export.export(Summed(), (torch.ones(4, 8),))
+    _, report = rewrite(program.run_decompositions() if decomposed else program, dense="always")
+    assert [rewrite.subnetworks for rewrite in report.rewrites] == [2]
+
+
 @pytest.mark.parametrize("decomposed", [False, True])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_an_exported_program(dynamic: bool, decomposed: bool, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "(model, inputs); inputs: a tuple of arguments, a dict of keyword arguments, or (tuple, dict)",
     )
     parser.add_argument("--equations", action="store_true", help="show what was read, in index notation")
+    parser.add_argument("--all", action="store_true", help="show activations that are in no feed-forward too")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with all of it")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
@@ -62,21 +63,19 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         except SpecError as error:
             parser.exit(2, f"{parser.prog}: error: {error}\n")
         report = explain_call(model, args, kwargs, {"flashmhf.dense": options.dense})
-        print(report.to_json() if options.json else table(report, options.equations))
+        print(report.to_json() if options.json else table(report, options.equations, options.all))
         if options.html is not None:
             try:
                 report.save(options.html)
             except OSError as error:
                 parser.exit(2, f"{parser.prog}: error: cannot write {options.html}: {error.strerror}\n")
         if len(report.rewrites) < options.require:
-            rewritten = (
-                f"{len(report.rewrites)} of {len(report.rewrites) + len(report.misses)} were rewritten"
-            )
+            rewritten = f"{len(report.rewrites)} of {report.total} were rewritten"
             parser.exit(1, f"{parser.prog}: {rewritten}, --require asks for {options.require}\n")
 
     parser.set_defaults(run=run)
 
 
-def table(report: Report, equations: bool) -> str:
+def table(report: Report, equations: bool, others: bool) -> str:
     """The report, with a legend for its columns."""
-    return report.text(equations) + f"\n{LEGEND}" * bool(report.rewrites)
+    return report.text(equations, others) + f"\n{LEGEND}" * bool(report.rewrites)

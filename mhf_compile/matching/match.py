@@ -71,11 +71,12 @@ class Match:
 
 @dataclass(frozen=True)
 class Unmatched:
-    """An activation that is in no match, and why."""
+    """An activation that is in no match, and why; and whether it is one of a feed-forward all the same."""
 
     pattern: Pattern
     anchor: Value
     why: NoMatch
+    is_feed_forward: bool = True
 
     @property
     def time(self) -> int:

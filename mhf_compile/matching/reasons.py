@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from enum import IntEnum, auto
 from typing import NamedTuple
@@ -26,7 +27,7 @@ class Stage(IntEnum):
     OPERANDS = auto()
     """Each factor has its place, but what is there is not one operand."""
     ROLES = auto()
-    """The axes have roles, but for one; the size is the number of those before it."""
+    """Not every axis has a role; the size is the number of those that have one."""
     SIZES = auto()
     """Every axis has a role, but one that is needed is missing or empty."""
     OBSTACLE = auto()
@@ -74,8 +75,21 @@ NO_ZEROS = "leave out what is multiplied by 0"
 MERGE = "merge the update of low rank into the weight, as for inference, or set its dropout to 0"
 """Advice for reasons that are told in several places."""
 
+SCATTER = "weight the results of all sub-networks: by zeros, into which scatter puts the chosen weights"
+"""Advice where the results of chosen sub-networks are picked from those of all."""
+
+NORMALISED = (
+    "it is normalised, by {}, before the product with the values: a fused call never has all of its channels"
+)
+"""That of a norm, which is a reason wherever it is found."""
+
 NORMS = frozenset(
-    ["pow", "native_layer_norm", "native_group_norm", "_fused_rms_norm", "linalg_vector_norm", "var_mean"]
+    [
+        *("pow", "linalg_vector_norm", "var_mean"),
+        *("native_layer_norm", "native_group_norm", "_fused_rms_norm", "native_batch_norm"),
+        *("aten::_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
+        "aten::_batch_norm_with_update",
+    ]
 )
 """Operations that norms are made of: no rule reads them, and a user knows them by this word."""
 
@@ -86,7 +100,9 @@ _PICKS = GATHERS | {"index_put", "index_add", "scatter_add", "nonzero", "_groupe
 """Operations that pick rows by data."""
 
 
-def nearest(anchor: Value, failed: Sequence[NoMatch], stopped: NoMatch | None, leaves: bool) -> NoMatch:
+def nearest(
+    anchor: Value, failed: Sequence[NoMatch], stopped: NoMatch | None, leaves: bool, behind: bool
+) -> NoMatch:
     """Of the reasons why an activation is in no match the one that is nearest to a match.
 
     Args:
@@ -94,6 +110,7 @@ def nearest(anchor: Value, failed: Sequence[NoMatch], stopped: NoMatch | None, l
         failed: why each candidate that it is in is no match, of the largest one first.
         stopped: what keeps it from being in more candidates, if anything does.
         leaves: whether something linear in it is a result of the graph.
+        behind: whether there is a product with values behind it, whatever it goes through before.
     """
     assert anchor.op is not None
     transforms = [t.lower() for t in anchor.op.state.transforms if t != "Vmap"]
@@ -102,20 +119,20 @@ def nearest(anchor: Value, failed: Sequence[NoMatch], stopped: NoMatch | None, l
     if anchor.op.scope is not None and anchor.op.scope.inside:
         return NoMatch(f"it is inside {anchor.op.scope.inside}")
     if not anchor.plain:
-        subclass = type(anchor.handle.tensor).__name__
-        return NoMatch(
-            f"it is computed on a {subclass}, a tensor subclass that has its own operations", anchor
-        )
+        return NoMatch(f"it is computed on {_subclass(anchor)}", anchor)
     if failed:  # a refusal before others; of equals the smallest candidate's
         told = failed[::-1] if stopped is None else [*failed[::-1], stopped]
         return max(told, key=lambda error: (isinstance(error, Refusal), error.progress))
+    if stopped is not None and behind:
+        return stopped
     if stopped is not None:
         reason = f"it reaches no product with values: {stopped.reason}"
         return NoMatch(reason, stopped.at, stopped.progress, stopped.advice)
+    if leaves and anchor.op.scope is not None and anchor.op.scope.breaks:
+        reason = "the graph ends before a product with values"
+        return NoMatch(f"{reason}: {anchor.op.scope.breaks}", anchor, advice="remove the graph break")
     if leaves:
-        reason = "it leaves the graph before a product with values: it is returned, or the graph breaks there"
-        advice = 'if the graph breaks there (TORCH_LOGS="graph_breaks" tells), remove the break'
-        return NoMatch(reason, anchor, advice=advice)
+        return NoMatch("it is returned before a product with values", anchor)
     return NoMatch("it reaches no product with values", anchor)
 
 
@@ -124,10 +141,12 @@ def not_linear(op: Op, value: Value) -> NoMatch:
 
     The names decide which words a user reads, and nothing else.
     """
+    for other in (v for v in (value, *op.inputs) if not v.plain):
+        return NoMatch(f"it is combined ({op.title}) with {_subclass(other)}", value, OBSTACLE)
     if op.name == "pow":
         return NoMatch("it is squared as well, as a norm or a penalty does", value, OBSTACLE)
     if op.name in NORMS:
-        return NoMatch(f"it is normalised ({op.name}) before the product with the values", value, OBSTACLE)
+        return NoMatch(NORMALISED.format(op.title), value, OBSTACLE)
     if op.random or "dropout" in op.name:
         return randomness(op, value)
     if op.name == "_to_copy":
@@ -137,8 +156,14 @@ def not_linear(op: Op, value: Value) -> NoMatch:
         dtype = str(others[0]).removeprefix("torch.")
         return NoMatch(f"it is combined ({op.name}) with a tensor of {dtype}", value)
     if op.name in _PICKS:
-        return NoMatch(f"its rows are picked by data ({op.name}), as in sparse routing", value, OBSTACLE)
+        reason = f"its rows are picked by data ({op.name}), as in sparse routing"
+        return NoMatch(reason, value, OBSTACLE, SCATTER if op.name == "gather" else "")
     return NoMatch(f"{op.title} is applied to it", value)
+
+
+def _subclass(value: Value) -> str:
+    """What a tensor is, in words, that is no plain one."""
+    return f"a {type(value.handle.tensor).__name__}, a tensor subclass that has its own operations"
 
 
 def randomness(op: Op, value: Value) -> NoMatch:
@@ -152,6 +177,11 @@ def other_factors(goal: Term, term: Term) -> NoMatch:
     functions = [f for f in term.factors if isinstance(f, Func) and isinstance(f.argument, tuple)]
     if any(isinstance(f, notation.Delta) for f in term.factors):
         return NoMatch("it is only a part of a concatenation or of a buffer")
+    for function, score in itertools.product(functions, functions):
+        inside, outside = ({leaf.value for leaf in notation.leaves((f,))} for f in (function, score))
+        if function.name and not score.name and outside < inside:  # such as a swish whose slope is learned
+            tensors = ", ".join(sorted(map(str, inside - outside)))
+            return Refusal(f"the activation is x*{function.name}({tensors}*x), none that the op knows")
     ups, wanted = (sum(isinstance(f, Func) and not f.name for f in t.factors) for t in (term, goal))
     if ups != wanted:  # of one with too few, a pattern that wants none says more
         reason = (
@@ -229,8 +259,8 @@ def uncontracted(factor: Operand | None, index: Sequence[Index]) -> NoMatch:
     return NoMatch(f"it is scaled by {leaf.value}, a factor for each token and channel", progress=SIZES)
 
 
-def misplaced(pattern: Pattern, axis: Axis, present: Collection[str], before: int) -> NoMatch:
-    """Why an axis that just some operands have is none of a pattern; ``before`` others are."""
+def misplaced(pattern: Pattern, axis: Axis, present: Collection[str], placed: int) -> NoMatch:
+    """Why an axis that just some operands have is none of a pattern; ``placed`` others are."""
     inputs, weights = pattern.of(Purpose.INPUT), pattern.of(Purpose.WEIGHT)
     has, lacks = pattern.words(present), pattern.words(set(weights) - set(present))
     is_in_input = not set(inputs).isdisjoint(present)
@@ -243,7 +273,7 @@ def misplaced(pattern: Pattern, axis: Axis, present: Collection[str], before: in
         reason = f"of {has} there is an axis of size {axis.size} that the input of gate and up lacks"
     else:
         reason = f"an axis of size {axis.size} of {has} is not in {lacks or 'its place'}"
-    return NoMatch(reason, progress=Progress(Stage.ROLES, before))
+    return NoMatch(reason, progress=Progress(Stage.ROLES, placed))
 
 
 def differing(first: Leaf, second: Leaf) -> NoMatch:

@@ -60,9 +60,15 @@ class Roles:
             operands[name] = Operand((*terms, Term(number)), ())
         roles: dict[str, list[Axis]] = {role: [] for role in self.pattern.roles}
         inner = {axis for placed in places.values() for place in placed for axis in place.inner}
-        for before, (axis, present) in enumerate(_occurrences(operands, index).items()):
-            present |= {SCORE} if axis in inner else set()
-            roles[self._role(axis, present, before)].append(axis)
+        without: list[tuple[Axis, set[str]]] = []
+        for axis, present in _occurrences(operands, index).items():
+            role = self._role(present | ({SCORE} if axis in inner else set()))
+            if role is None:
+                without.append((axis, present))
+            else:
+                roles[role].append(axis)
+        for axis, present in without[:1]:
+            raise misplaced(self.pattern, axis, present, sum(map(len, roles.values())))
         if not all(roles[letter] for letter, role in self.pattern.roles.items() if role.is_required):
             raise uncontracted(operands.get(self.pattern.product), index)
         first = {name: operand.entries[0] for name, operand in operands.items() if operand.entries}
@@ -114,8 +120,8 @@ class Roles:
             return self.numbering.same(a.value, b.value)
         return a.value == b.value
 
-    def _role(self, axis: Axis, present: set[str], before: int) -> str:
-        """The axis of the pattern that occurs in the same operands.
+    def _role(self, present: set[str]) -> str | None:
+        """The axis of the pattern that occurs in the same operands, if one does.
 
         An optional operand may lack any axis. An axis of the heads may be missing elsewhere too, where an
         operand is broadcast over it, or where the heads' results are added up.
@@ -125,9 +131,7 @@ class Roles:
         roles = [r for r in fitting if self.occurs[r] - optional == present - optional]
         if not roles and self._makes_heads(present):
             roles = [r for r in fitting if r in self.pattern.broadcast]
-        if not roles:
-            raise misplaced(self.pattern, axis, present - {SCORE}, before)
-        return min(roles, key=lambda role: len(self.occurs[role] - present))
+        return min(roles, key=lambda role: len(self.occurs[role] - present), default=None)
 
     def _makes_heads(self, present: set[str]) -> bool:
         """Whether there is a result for each entry of an axis that just some operands have.

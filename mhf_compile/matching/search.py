@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
 import torch
 
+from mhf_compile.matching.between import BetweenProducts
 from mhf_compile.matching.candidates import Candidates
 from mhf_compile.matching.linearity import Linearity
 from mhf_compile.matching.match import Match, Unmatched
@@ -47,6 +48,7 @@ def find(tape: Tape, accept: Callable[[Match], None] = lambda match: None) -> li
     """
     activations = Activations(tape)
     names = activations.anchors
+    behind = BetweenProducts(tape, names).behind
     evident = {anchor for anchor, name in names.items() if name in EVIDENT}
     identities = {anchor for anchor, name in names.items() if name == "identity"}
     waiting: list[Collection[Value]] = [identities, names.keys() - evident - identities, evident]
@@ -62,7 +64,7 @@ def find(tape: Tape, accept: Callable[[Match], None] = lambda match: None) -> li
             waiting += reversed(groups)
             continue
         for pattern in PATTERNS:
-            matches, unmatched = _Search(tape, activations, linearity, pattern).run(accept)
+            matches, unmatched = _Search(tape, activations, linearity, pattern, behind).run(accept)
             for miss in unmatched:
                 if miss.anchor not in missed or miss.rank > missed[miss.anchor].rank:
                     missed[miss.anchor] = miss
@@ -76,7 +78,22 @@ def find(tape: Tape, accept: Callable[[Match], None] = lambda match: None) -> li
         for anchor, miss in missed.items()
         if anchor not in done and (anchor in evident or miss.is_pattern)
     ]
-    return sorted([*settled, *told], key=lambda one: one.time)
+    return sorted([*settled, *_each_once(told, behind)], key=lambda one: one.time)
+
+
+def _each_once(missed: Sequence[Unmatched], behind: Mapping[Value, set[Value]]) -> Iterator[Unmatched]:
+    """Of the activations of one feed-forward the one that is nearest to a match; and those of none.
+
+    They have the same reason, that of the match that they are in, or the same products behind them.
+    """
+    told: dict[object, Unmatched] = {}
+    for miss in {miss.why if miss.is_pattern else miss.anchor: miss for miss in reversed(missed)}.values():
+        if not miss.is_pattern and miss.anchor not in behind:
+            yield replace(miss, is_feed_forward=False)
+            continue
+        key = frozenset(behind.get(miss.anchor, {miss.anchor}))
+        told[key] = max(told.get(key, miss), miss, key=lambda one: (one.rank, -one.time))
+    yield from told.values()
 
 
 def _as_operand(miss: Unmatched, others: Collection[Value], done: Mapping[Value, Match]) -> Unmatched:
@@ -108,8 +125,16 @@ def _is_operand(anchor: Value, match: Match) -> bool:
 class _Search:
     """The search for a pattern of some activations on one tape."""
 
-    def __init__(self, tape: Tape, activations: Activations, linearity: Linearity, pattern: Pattern) -> None:
+    def __init__(
+        self,
+        tape: Tape,
+        activations: Activations,
+        linearity: Linearity,
+        pattern: Pattern,
+        behind: Collection[Value],
+    ) -> None:
         self.tape = tape
+        self.behind = behind
         self.activations = activations
         self.linearity = linearity
         self.pattern = pattern
@@ -152,7 +177,8 @@ class _Search:
         for anchor in self.linearity.anchors:
             if anchor not in matched:
                 stopped = self.linearity.stopped.get(anchor)
-                why = nearest(anchor, failed.get(anchor, []), stopped, anchor in candidates.leaving)
+                leaves, behind = anchor in candidates.leaving, anchor in self.behind
+                why = nearest(anchor, failed.get(anchor, []), stopped, leaves, behind)
                 unmatched.append(Unmatched(self.pattern, anchor, why))
         return matches, unmatched
 

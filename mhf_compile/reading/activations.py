@@ -36,6 +36,9 @@ from mhf_compile.tape.values import Op, Value
 FINAL = frozenset(["silu", "gelu", "gelu_tanh", "relu_squared", "identity"])
 """Activations that are no part of another one."""
 
+UNTAGGED = frozenset(["_prelu_kernel", "log_sigmoid_forward", "aten::rrelu_with_noise"])
+"""Elementwise functions that PyTorch does not tag as such."""
+
 DEPTH = 12
 """Operations that an expression is followed down."""
 
@@ -120,10 +123,10 @@ class Activations:
             self.anchors[value] = op.name
             return
         tagged = op.func is not None and torch.Tag.pointwise in op.func.tags
-        pointwise = tagged or op.name == "_prelu_kernel"  # which PyTorch does not tag
+        pointwise = tagged or op.name in UNTAGGED
         scores = [v for v in op.inputs if v in self._scores and v.shape == value.shape]
         if pointwise and scores and value.dtype in FLOATS and value.output == 0:
-            self.anchors[value] = op.name.removeprefix("_")
+            self.anchors[value] = op.title
             self._arguments[value] = scores[0]
 
     def _sources_of(self, value: Value) -> frozenset[Value]:

@@ -22,11 +22,14 @@ def ones(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
 
 
 def full(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
-    """A number, as it is in the dtype of the result, or a tensor of no dimensions: the last argument."""
+    """A number, as it is in the dtype of the result, or a tensor of no dimensions: the last argument.
+
+    Of 0 there are no terms, as of zeros.
+    """
     fill = op.args[-1]
     if not isinstance(fill, Value):
         fill = torch.tensor(float(scalar(fill)), dtype=op.outputs[0].dtype, device="cpu").item()
-    return [times(Fraction(1), fill, ())] if fill != 0 else []
+    return [times(Fraction(1), fill, ())] if isinstance(fill, Value) or fill else []
 
 
 def function(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:

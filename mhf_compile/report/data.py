@@ -69,15 +69,17 @@ class Outcome:
 
     Attributes:
         rewrites: what runs as one fused call, in the order of the program.
-        misses: activations that were left alone.
+        misses: feed-forwards that were left alone, each by an activation in it.
         notes: what else explains the result, such as that DistributedDataParallel split the graph.
         modules: (path, class) of each module of an explained model, in its order; else empty.
+        others: activations that are in no feed-forward: not between two products with weights.
     """
 
     rewrites: tuple[Rewrite, ...] = ()
     misses: tuple[Miss, ...] = ()
     notes: tuple[str, ...] = ()
     modules: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    others: tuple[Miss, ...] = field(default=(), repr=False)
 
     @property
     def total(self) -> int:
@@ -93,6 +95,11 @@ class Outcome:
     def grouped_misses(self) -> list[tuple[Miss, list[str]]]:
         """The first of each that differ in nothing but their module; and all their modules."""
         return _grouped(self.misses, [replace(miss, module="") for miss in self.misses])
+
+    @property
+    def grouped_others(self) -> list[tuple[Miss, list[str]]]:
+        """The same of the others."""
+        return _grouped(self.others, [replace(other, module="") for other in self.others])
 
 
 Result = TypeVar("Result", Rewrite, Miss)

@@ -52,6 +52,7 @@ class ModulePaths:
                 report,
                 rewrites=tuple(replace(r, module=here(r.module)) for r in report.rewrites),
                 misses=tuple(replace(m, module=here(m.module)) for m in report.misses),
+                others=tuple(replace(m, module=here(m.module)) for m in report.others),
             )
 
         return at

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 
-import torch
-
 from mhf_compile.report.data import Miss
+from mhf_compile.tape.recorder import PIECE
+from mhf_compile.tape.tape import Tape
 
 log = logging.getLogger(__name__)
 
@@ -18,19 +18,28 @@ SPLIT = (
     "bucket_cap_mb only cuts in fewer places)"
 )
 
+NOTHING = 'nothing of the model was compiled, and so nothing looked at (TORCH_LOGS="graph_breaks" tells why)'
 
-def notes_of(misses: Sequence[Miss]) -> tuple[str, ...]:
-    """What else explains that activations were left alone."""
-    if not misses or not is_piece():  # what is cut apart leaves a miss
-        return ()
-    warn_of_split()
-    return (SPLIT,)
+BREAK = "a feed-forward that a graph break cuts apart is not found: {}"
 
 
-def is_piece() -> bool:
-    """Whether Dynamo's DDPOptimizer split the graph that is being compiled: then it compiles each piece."""
-    context = torch._guards.TracingContext.try_get()
-    return context is not None and context.ddp_optimizer_ctx is not None
+def notes_of(tape: Tape, misses: Sequence[Miss]) -> tuple[str, ...]:
+    """What else explains that feed-forwards were left alone, or not seen."""
+    breaks = tape.scopes[0].breaks if tape.scopes else ""
+    if breaks == PIECE:
+        if not misses:  # what is cut apart leaves a miss
+            return ()
+        warn_of_split()
+        return (SPLIT,)
+    return (BREAK.format(breaks),) if breaks else ()
+
+
+def notes_of_model(graphs: int, breaks: Iterable[str]) -> tuple[str, ...]:
+    """Of a whole model: in how many graphs it was compiled, and the graph breaks, in their words."""
+    cut = tuple(BREAK.format(words.partition("\n")[0]) for words in breaks)
+    if not graphs:
+        return (NOTHING, *cut)
+    return (f"the model was compiled in {graphs} graphs, each looked at on its own",) * (graphs > 1) + cut
 
 
 @cache

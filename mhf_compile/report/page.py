@@ -33,6 +33,7 @@ def page(outcome: Outcome) -> str:
         *(element("aside", _sentence(note)) for note in outcome.notes),
         *_section("Rewritten", [_rewrite(f"r{n}", *group) for n, group in enumerate(rewrites)]),
         *_section("Left alone", [_miss(f"m{n}", *group) for n, group in enumerate(misses)]),
+        *_section("In no feed-forward", _others(outcome)),
         *_section("Modules", _modules(outcome.modules, rewrites, misses)),
     ]
     head = (
@@ -122,6 +123,14 @@ def _miss(name: str, miss: Miss, modules: Sequence[str]) -> Html:
             element("p", element("b", "What to change"), " ", _sentence(miss.advice), class_="advice")
         )
     return element("article", *parts)
+
+
+def _others(outcome: Outcome) -> list[Html]:
+    """The activations that are in no feed-forward, closed at first."""
+    others = [_miss(f"o{n}", *group) for n, group in enumerate(outcome.grouped_others)]
+    count = len(outcome.others)
+    summary = element("summary", f"{count} activation" + "s" * (count != 1))
+    return [element("details", summary, *others)] if others else []
 
 
 def _sentence(text: str) -> str:

@@ -17,21 +17,23 @@ class Report(Outcome):
 
     Attributes:
         rewrites: what runs as one fused call, in the order of the program.
-        misses: activations that were left alone.
+        misses: feed-forwards that were left alone, each by an activation in it.
         notes: what else explains the result, such as that DistributedDataParallel split the graph.
         modules: (path, class) of each module of an explained model, in its order; else empty.
+        others: activations that are in no feed-forward: not between two products with weights.
     """
 
     def __str__(self) -> str:
         return text(self)
 
-    def text(self, equations: bool = False) -> str:
+    def text(self, equations: bool = False, others: bool = False) -> str:
         """The report for a terminal: what differs in nothing but its module has one line.
 
         Args:
             equations: whether to show what was read, in index notation.
+            others: whether to show activations that are in no feed-forward.
         """
-        return text(self, equations)
+        return text(self, equations, others)
 
     def save(self, path: str | Path) -> None:
         """Write the report as an HTML page that needs no other file and no network."""
@@ -40,9 +42,9 @@ class Report(Outcome):
     def to_json(self) -> str:
         """The report as a JSON object.
 
-        ``rewrites`` and ``misses`` are lists of objects with the attributes of :class:`Rewrite` and
-        :class:`Miss`, ``notes`` a list of strings, ``modules`` a list of pairs [path, class]. A rewrite has
-        its ``equation`` as text, and in parts as ``notation`` (null where there is none):
+        ``rewrites``, ``misses`` and ``others`` are lists of objects with the attributes of :class:`Rewrite`
+        and, the two others, :class:`Miss`; ``notes`` a list of strings, ``modules`` of pairs [path, class].
+        A rewrite has its ``equation`` as text, and in parts as ``notation`` (null where there is none):
 
         - an equation is {result: entry, terms: [term]}, a sum;
         - a term {coefficient: "1/2", summed: [axis], factors: [entry or function]}, a product that is summed

@@ -12,12 +12,13 @@ WIDTH = 110
 """Columns of text: sentences and equations do not pass it. A table may, by the source lines at its end."""
 
 
-def text(outcome: Outcome, equations: bool = False) -> str:
+def text(outcome: Outcome, equations: bool = False, others: bool = False) -> str:
     """All of it for a terminal: what differs in nothing but its module has one line.
 
     Args:
         outcome: what to show.
         equations: whether to show what was read, in index notation.
+        others: whether to show activations that are in no feed-forward.
     """
     lines = [headline(outcome)]
 
@@ -32,8 +33,10 @@ def text(outcome: Outcome, equations: bool = False) -> str:
         for rewrite, modules in rewrites:
             lines.append(f"read: {count(modules) or rewrite.source}")
             add(rewrite.equation)
-    for miss, modules in outcome.grouped_misses:
-        lines.append("not rewritten: " + ", ".join(filter(None, (count(modules), miss.source))))
+    told = [("not rewritten", *group) for group in outcome.grouped_misses]
+    told += [("no feed-forward", *group) for group in outcome.grouped_others] if others else []
+    for heading, miss, modules in told:
+        lines.append(f"{heading}: " + ", ".join(filter(None, (count(modules), miss.source))))
         add(miss.reason)
         add(f"what to change: {miss.advice}" if miss.advice else "")
     for note in outcome.notes:

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 from mhf_compile import notation
 from mhf_compile.kernels.support import unsupported
-from mhf_compile.matching.reasons import NO_GRAD, NORMS, Refusal
+from mhf_compile.matching.reasons import NO_GRAD, NORMALISED, NORMS, Refusal
 from mhf_compile.notation.fold import parts
 from mhf_compile.patterns.pattern import Purpose
 from mhf_compile.reading.reader import Reader
-from mhf_compile.reading.rules import Kind
+from mhf_compile.reading.rules import RULES, Kind
 from mhf_compile.rewriting.cost import estimates
 from mhf_compile.rewriting.region import Region
 from mhf_compile.tape.operations import CREATIONS, GATHERS
@@ -70,8 +70,9 @@ def inside_a_call(region: Region, value: Value) -> Refusal | None:
     if value.handle.nodes_in(scope) or region.tape.is_at_hand(value, scope, root.time):
         return None
     siblings = region.tape.issued.get(value.op.node, ()) if value.op and value.op.node else ()
-    if any(op.name in NORMS for op in siblings):
-        return Refusal("it is normalised before the product with the values", value)
+    norm = next((op for op in siblings if op.name in NORMS), None)
+    if norm is not None:
+        return Refusal(NORMALISED.format("a norm" if norm.name == "pow" else norm.title), value)
     return Refusal(
         "an operand is computed inside a single call of the program and cannot be taken from it", value
     )
@@ -169,14 +170,42 @@ def used_elsewhere(region: Region, value: Value) -> Refusal | None:
     for user in value.users:
         if value in region.rests or region.serves_only(user):
             continue
-        if user.name in NORMS and user.name != "pow":  # which squares for a penalty as well
-            return Refusal(f"it is normalised ({user.name}) before the product with the values", value)
+        if user.name in NORMS and not region.leaves.isdisjoint(_computed_from(user, region.match.root)):
+            return Refusal(NORMALISED.format("a norm" if user.name == "pow" else user.title), value)
         return Refusal(
-            f"the intermediate {value} is used elsewhere as well, by {user.name}{_line(user)}",
+            f"the intermediate {value} is used elsewhere as well, by {user.title}{_line(user)}",
             value,
-            advice="compute that in a call of its own, where it is needed, such as when logging",
+            advice=_use_elsewhere(user),
         )
     return None
+
+
+def _computed_from(op: Op, last: Value) -> set[Value]:
+    """What is computed from an operation's results, up to a value."""
+    found: set[Value] = set()
+    pending = list(op.outputs)
+    while pending:
+        value = pending.pop()
+        if value not in found and value.time <= last.time:
+            found.add(value)
+            pending += (output for user in value.users for output in user.outputs)
+    return found
+
+
+def _use_elsewhere(user: Op) -> str:
+    """What to change where a hidden value is used elsewhere by an operation."""
+    pending, is_piece = [user], False
+    while pending:
+        op = pending.pop()
+        rule = RULES.get(op.name)
+        if rule is not None and rule.kind is Kind.CONTRACT:
+            if is_piece:
+                return "take the pieces of the input instead, so that each has an activation of its own"
+            return "multiply it once, with the weights side by side; those of LoRA may be merged in inference"
+        if rule is not None and rule.kind is Kind.MOVE:
+            is_piece |= notation.product(op.outputs[0].shape) != notation.product(op.inputs[0].shape)
+            pending += (further for value in op.outputs for further in value.users)
+    return "compute that in a call of its own, where it is needed, such as when logging"
 
 
 def _line(op: Op | None) -> str:

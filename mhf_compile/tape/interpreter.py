@@ -19,7 +19,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mhf_compile.notation import size_of
 from mhf_compile.tape.tape import Tape
 from mhf_compile.tape.template import Template
-from mhf_compile.tape.values import Handle, Op, Scope, State, convert, describe, every, hashable, is_plain
+from mhf_compile.tape.values import (
+    Handle,
+    Op,
+    Scope,
+    State,
+    Value,
+    convert,
+    describe,
+    every,
+    hashable,
+    is_plain,
+)
 
 BODIES = ("tag_activation_checkpoint", "invoke_subgraph", "wrap")
 """Higher-order operations that run a graph once, as it stands: their bodies are recorded as well."""
@@ -160,19 +171,33 @@ class Interpreter:
         if node.op == "call_method":
             target = _method(target)
         given = list(every(torch.Tensor, (args, kwargs)))
-        if torch._C._functorch.get_dynamic_layer_stack_depth() or not all(map(is_plain, given)):
+        if torch._C._functorch.get_dynamic_layer_stack_depth():
             return self.execute(target, args, kwargs)
+        operands = tuple(map(self.tape.value, given))
+        start = len(self.tape.values)
+        if not all(map(is_plain, given)):
+            return self.linked(node, operands, start, self.execute(target, args, kwargs))
         handles = [self.tape.handle(tensor) for tensor in given]
         key = self.key(node, args, kwargs)
         template = self.templates.get(key) if self.reuse else None
         if template is not None and "example_value" in node.meta:
             return template.apply(handles, node.meta["example_value"], self.tape, self.recorder.state())
-        for handle in handles:
-            self.tape.read(handle)
-        start = len(self.tape.values)
         result = self.execute(target, args, kwargs)
         made = self.tape.values[start:]
         self.templates[key] = Template.of(handles, made, result, self.tape) if made else None
+        return self.linked(node, operands, start, result)
+
+    def linked(self, node: fx.Node, operands: tuple[Value, ...], start: int, result: object) -> object:
+        """A result as made of what was given, also where a tensor subclass goes around the recorder."""
+        values = [*operands, *map(self.tape.value, every(torch.Tensor, result))]
+        if not all(value.plain for value in values):
+            name = getattr(node.target, "__name__", str(node.target))
+            op = Op(name, operands, {}, self.recorder.state())
+            for value in self.tape.values[start:]:
+                if value.op is None:
+                    value.op = op
+                    value.requires_grad |= any(operand.requires_grad for operand in operands)
+                    op.outputs.append(value)
         return result
 
     def execute(self, target: Callable[..., Any], args: Any, kwargs: Any) -> object:

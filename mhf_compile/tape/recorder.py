@@ -106,7 +106,23 @@ def record(module: fx.GraphModule) -> Tape:
             interpreter.fake(n.meta.get("example_value")) for n in module.graph.nodes if n.op == "placeholder"
         ]
         interpreter.run(module, inputs)
+    tape.scopes[0].breaks = why_it_is_a_part(module)
     return tape
+
+
+PIECE = "DistributedDataParallel's gradient buckets"
+"""Where Dynamo's DDPOptimizer split the graph: then it compiles each piece."""
+
+
+def why_it_is_a_part(module: fx.GraphModule) -> str:
+    """Why a program goes on in another graph than the one that is being compiled; "" where it does not."""
+    context = torch._guards.TracingContext.try_get()
+    if context is not None and context.ddp_optimizer_ctx is not None:
+        return PIECE
+    reason = getattr(module, "compile_subgraph_reason", None)  # Dynamo's, of why it ended the graph
+    if reason is None or not reason.graph_break:
+        return ""
+    return str(reason.reason).partition("\n")[0]  # what follows is for Dynamo's developers
 
 
 def record_function(

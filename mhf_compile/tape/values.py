@@ -26,6 +26,8 @@ class Scope:
     order: dict[fx.Node, float] = field(default_factory=dict)
     inside: str = ""
     """What runs the graph, where nothing of it can be replaced, such as a custom autograd function."""
+    breaks: str = ""
+    """Of the Dynamo graph, why the program goes on in another one: the words of the graph break behind it."""
     returned: set[Value] = field(default_factory=set)
     transformed: set[fx.Node] = field(default_factory=set)
     """The nodes after which a transform of torch.func is on."""
@@ -33,6 +35,11 @@ class Scope:
     """Of the nodes after which inference mode is on, the one that entered it."""
     callers: list[Scope] = field(default_factory=list)
     """For a body, the graph of each node that runs it."""
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the program makes what it is given, or uses what it returns, unseen by the tape."""
+        return bool(self.inside or self.breaks)
 
     @property
     def uses(self) -> int:
@@ -51,6 +58,24 @@ class State:
     """The dtype of autocast on each device type that has it on."""
     transforms: tuple[str, ...] = ()
     """The transforms of torch.func that it ran in, the innermost last, such as ``Vmap``."""
+
+
+TITLES = {
+    "autograd_function_apply": "a custom autograd function",
+    "scatter_view": "a write into a part",
+    "native_layer_norm": "a layer norm",
+    "native_group_norm": "a group norm",
+    "_fused_rms_norm": "an RMS norm",
+    "linalg_vector_norm": "a vector norm",
+    "native_batch_norm": "a batch norm",
+    "aten::_native_batch_norm_legit": "a batch norm",
+    "_native_batch_norm_legit_no_training": "a batch norm",
+    "aten::_batch_norm_with_update": "a batch norm",
+    "_prelu_kernel": "prelu",
+    "log_sigmoid_forward": "logsigmoid",
+    "aten::rrelu_with_noise": "rrelu",
+}
+"""Names for people, of operations that have others in ATen."""
 
 
 @dataclass(eq=False)
@@ -93,11 +118,7 @@ class Op:
     @property
     def title(self) -> str:
         """Its name for people."""
-        names = {
-            "autograd_function_apply": "a custom autograd function",
-            "scatter_view": "a write into a part",
-        }
-        return names.get(self.name, self.name.removeprefix("_"))
+        return TITLES.get(self.name, self.name.removeprefix("_"))
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(map(str, self.args))})"

@@ -37,6 +37,31 @@ def test_a_report_for_each_graph_until_reset() -> None:
     assert mhf_compile.last_reports() == []
 
 
+def test_a_report_says_what_cuts_the_program() -> None:
+    q, k, u, v = BY_NAME["exponential"].tensors()
+
+    def program(q: Tensor) -> Tensor:
+        first = BY_NAME["exponential"].program(q, k, u, v)
+        torch._dynamo.graph_break()
+        return first + q
+
+    said = "a feed-forward that a graph break cuts apart is not found: Call to `torch._dynamo.graph_break()`"
+    torch.compile(program, backend="flashmhf", options=EAGER)(q)
+    assert [report.notes for report in mhf_compile.last_reports()] == [(said,), ()]
+    notes = mhf_compile.explain(program, q).notes
+    assert notes == (said, "the model was compiled in 2 graphs, each looked at on its own")
+
+
+def test_nothing_is_compiled() -> None:
+    def program(q: Tensor) -> Tensor:
+        for _ in range(2):
+            torch._dynamo.graph_break()  # in a loop: all of it runs as it is
+        return q
+
+    notes = mhf_compile.explain(program, torch.ones(3)).notes
+    assert notes[0].startswith("nothing of the model was compiled")
+
+
 def test_the_report_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "mhf_compile"):
         torch.compile(BY_NAME["loop"].program, backend="flashmhf", options=EAGER)(*BY_NAME["loop"].tensors())

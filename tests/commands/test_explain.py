@@ -127,6 +127,17 @@ def test_the_table_and_the_page(folder: Path, explain: Explain) -> None:
     assert "2 of 3" in (folder / "page.html").read_text("utf-8")
 
 
+def test_what_is_no_feed_forward_is_shown_on_demand(folder: Path, explain: Explain) -> None:
+    (folder / "ends.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def model():\n    return nn.Sequential(nn.Linear(4, 8), nn.ReLU()), (torch.randn(3, 4),)\n"
+    )
+    assert explain("ends:model").stdout == "no feed-forward found\n"
+    assert "no feed-forward: " in explain("ends:model", "--all").stdout
+    (other,) = json.loads(explain("ends:model", "--json").stdout)["others"]
+    assert other["reason"] == "it is returned before a product with values"
+
+
 def test_json_alone_is_printed(explain: Explain) -> None:
     done = explain("package/small.py:model", "--json", "--dense", "always")
     report = json.loads(done.stdout)

@@ -121,7 +121,7 @@ def test_a_later_stage_is_nearer_and_within_one_a_larger_size() -> None:
 
 def test_what_a_subclass_computes_is_told_before_the_rest() -> None:
     anchor: Any = SimpleNamespace(op=ANCHOR.op, plain=False, handle=SimpleNamespace(tensor=Subclass()))
-    told = nearest(anchor, [NoMatch("near", progress=OBSTACLE)], None, False)
+    told = nearest(anchor, [NoMatch("near", progress=OBSTACLE)], None, leaves=False, behind=False)
     assert told.reason.startswith("it is computed on a Subclass, a tensor subclass")
 
 
@@ -133,27 +133,31 @@ class Subclass:
 def test_the_nearest_is_told(swapped: bool) -> None:
     far, near = NoMatch("far"), NoMatch("near", progress=Progress(Stage.ROLES, 1))
     failed = [near, far] if swapped else [far, near]
-    assert nearest(ANCHOR, failed, None, False) is near
-    assert nearest(ANCHOR, failed, NoMatch("stopped", progress=OBSTACLE), False).reason == "stopped"
+    assert nearest(ANCHOR, failed, None, leaves=False, behind=False) is near
+    assert (
+        nearest(ANCHOR, failed, NoMatch("stopped", progress=OBSTACLE), leaves=False, behind=False).reason
+        == "stopped"
+    )
 
 
 def test_a_refusal_is_told_before_others_and_of_equals_the_smallest_candidate_s() -> None:
     refused, other = Refusal("refused"), NoMatch("other", progress=OBSTACLE)
-    assert nearest(ANCHOR, [other, refused], None, False) is refused
+    assert nearest(ANCHOR, [other, refused], None, leaves=False, behind=False) is refused
     largest, smallest = NoMatch("largest"), NoMatch("smallest")
-    assert nearest(ANCHOR, [largest, smallest], None, False) is smallest
+    assert nearest(ANCHOR, [largest, smallest], None, leaves=False, behind=False) is smallest
 
 
 def test_without_candidates_what_stopped_it_is_told_then_that_it_leaves() -> None:
     stopped = NoMatch("something is applied to it", progress=OBSTACLE, advice="leave it out")
-    told = nearest(ANCHOR, [], stopped, True)
+    told = nearest(ANCHOR, [], stopped, leaves=True, behind=False)
     assert (told.reason, told.progress, told.advice) == (
         "it reaches no product with values: something is applied to it",
         OBSTACLE,
         "leave it out",
     )
-    assert "it leaves the graph" in nearest(ANCHOR, [], None, True).reason
-    assert nearest(ANCHOR, [], None, False).reason == "it reaches no product with values"
+    assert nearest(ANCHOR, [], stopped, leaves=True, behind=True) is stopped
+    assert "it is returned" in nearest(ANCHOR, [], None, leaves=True, behind=False).reason
+    assert nearest(ANCHOR, [], None, leaves=False, behind=False).reason == "it reaches no product with values"
 
 
 def test_an_axis_without_a_role_is_told_in_the_words_of_the_pattern() -> None:

@@ -61,6 +61,7 @@ REPORTS = {
     "misses": Report((), (MISS, replace(MISS, reason="another", advice="do"))),
     "model": Report((REWRITE,), (replace(MISS, module="layers.0"),), ("a note",), MODULES),
     "symbolic": Report((replace(REWRITE, saved_bytes="8*s0"),)),
+    "others": Report((), (MISS,), others=(MISS, replace(MISS, reason="another"))),
 }
 
 
@@ -95,6 +96,13 @@ def test_all_that_is_reported_is_shown() -> None:
     ):
         assert str(value) in reader.text, value
     assert reader.attributes("a", "href") == ["#m0", "#r0"]  # in the tree: the layer, and the network in it
+
+
+def test_activations_of_no_feed_forward_are_apart() -> None:
+    reader = Reader(page(Report((REWRITE,), others=(replace(MISS, reason="it is returned"),))))
+    for text in ("In no feed-forward", "1 activation", "It is returned.", "1 of 1"):
+        assert text in reader.text
+    assert "Left alone" not in reader.text
 
 
 def test_sentences_begin_with_a_capital_and_names_do_not() -> None:

@@ -71,6 +71,20 @@ def test_the_table() -> None:
     )  # aligned
 
 
+def test_what_is_no_feed_forward_is_shown_where_it_is_asked_for() -> None:
+    other = Miss("flash_mhf", "t", "model.py:50", "it is returned before a product with values")
+    report = Report((REWRITE,), (MISS,), others=(other, other))
+    assert lines_of(report)[0].startswith("1 of 2 feed-forwards rewritten")
+    assert report.text(others=True).removeprefix(report.text()).splitlines() == [
+        "",
+        "no feed-forward: t (2 times), model.py:50",
+        "    it is returned before a product with values",
+    ]
+    (shown,) = json.loads(Report(others=(other,)).to_json())["others"]
+    assert Miss(**shown) == other
+    assert "no feed-forward found" in str(Report(others=(other,)))
+
+
 def test_columns_that_say_nothing_are_left_out() -> None:
     plain_heads = replace(REWRITE, module="", kv_heads=8, out_dim=96, saved_bytes=0)
     assert lines_of(Report((plain_heads,)))[:2] == [
@@ -123,7 +137,7 @@ def test_sentences_do_not_pass_the_width() -> None:
 
 def test_a_report_of_nothing() -> None:
     assert str(Report()) == "no feed-forward found"
-    empty = {"rewrites": [], "misses": [], "notes": [], "modules": []}
+    empty = {"rewrites": [], "misses": [], "notes": [], "modules": [], "others": []}
     assert json.loads(Report().to_json()) == empty
 
 

@@ -199,7 +199,7 @@ REFUSALS = [
     (differentiated_for_each, "it is inside a transform of torch.func (grad)"),
     (checkpoint_across, "checkpoint"),
     (different_inputs, "gate and up do not read the same input"),
-    (normalised_inside, "it is normalised (native_layer_norm) before the product with the values"),
+    (normalised_inside, "it is normalised, by a layer norm, before the product with the values"),
     (gate_clamped, "the argument of silu is the result of clamp"),
     (scaled_per_channel_and_token, "the activation is multiplied with 2 tensors of its own shape"),
     (heads_rolled_before_v, "roll"),

@@ -230,14 +230,19 @@ def examine(specimen: Specimen) -> Outcome:
 
 
 def verdict(reports: Sequence[Report], wrong: str) -> Outcome:
-    """What reports say; a result beyond the law says more."""
+    """What reports say; a result beyond the law says more.
+
+    A class of which something is rewritten is "rewritten"; else one with a miss is "refused"; one whose
+    activations are of no feed-forward, as the report says, "other"; one of which it says nothing "not read".
+    """
     rewrites = sum(len(report.rewrites) for report in reports)
-    reasons = dict.fromkeys(miss.reason for report in reports for miss in report.misses)
+    refused = dict.fromkeys(miss.reason for report in reports for miss in report.misses)
+    others = dict.fromkeys(other.reason for report in reports for other in report.others)
     if wrong:
         return Outcome("WRONG", wrong, rewrites)
     if rewrites:
         return Outcome("rewritten", rewrites=rewrites)
-    return Outcome("refused" if reasons else "unseen", "; ".join(reasons))
+    return Outcome("refused" if refused else "other" if others else "not read", "; ".join(refused or others))
 
 
 def census(found: Sequence[Specimen]) -> list[Row]:
