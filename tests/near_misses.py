@@ -171,7 +171,7 @@ def summed_apart_from_the_values(q, k, u, v):
     return torch.einsum("bthf,hgo->btho", silu(scores(q, k)) * scores(q, u), v)
 
 
-@refused("axis", "gate and up do not read the same part of q")
+@refused("axis", "gate and up do not read the same part of q", other=True)
 def query_and_key_summed_apart(q, k, u, v):
     gate = torch.einsum("bthd,hfe->bthf", q, k)
     return down(silu(gate) * scores(q, u), v)
@@ -569,7 +569,7 @@ def swish_with_a_learned_beta(x, w_gate, w_up, w_down, beta):
     return linear(gate * torch.sigmoid(beta * gate) * linear(x, w_up), w_down)
 
 
-@refused("activation", r"the activation is x\*sigmoid\(beta\*x\)", beta=())
+@right("activation", beta=())
 def ungated_swish_with_a_learned_beta(q, k, v, beta):
     gate = scores(q, k)
     return down(gate * torch.sigmoid(beta * gate), v)

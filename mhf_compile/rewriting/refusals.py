@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from mhf_compile import notation
 from mhf_compile.kernels.support import unsupported
-from mhf_compile.matching.reasons import NO_GRAD, NORMALISED, NORMS, Refusal
+from mhf_compile.matching.reasons import NO_DROPOUT, NO_GRAD, NORMALISED, NORMS, Refusal
 from mhf_compile.notation.fold import parts
 from mhf_compile.patterns.pattern import Purpose
 from mhf_compile.reading.reader import Reader
@@ -172,12 +172,24 @@ def used_elsewhere(region: Region, value: Value) -> Refusal | None:
             continue
         if user.name in NORMS and not region.leaves.isdisjoint(_computed_from(user, region.match.root)):
             return Refusal(NORMALISED.format("a norm" if user.name == "pow" else user.title), value)
+        siblings = region.tape.issued.get(user.node, [user]) if user.node is not None else [user]
+        dropout = next((op for op in siblings if op.random), None)
+        use = dropout or _first_use(region, user)
         return Refusal(
-            f"the intermediate {value} is used elsewhere as well, by {user.title}{_line(user)}",
+            f"the intermediate {value} is used elsewhere as well, by {use.title}{_line(use)}",
             value,
-            advice=_use_elsewhere(user),
+            advice=NO_DROPOUT if dropout is not None else _use_elsewhere(user),
         )
     return None
+
+
+def _first_use(region: Region, op: Op) -> Op:
+    """What does more than to move entries of all that is done outside with an operation's results."""
+    rule = RULES.get(op.name)
+    users = (user for value in op.outputs for user in value.users if user not in region.ops)
+    user = next((user for user in users if not region.serves_only(user)), None)
+    is_move = rule is not None and rule.kind is Kind.MOVE
+    return _first_use(region, user) if is_move and user is not None else op
 
 
 def _computed_from(op: Op, last: Value) -> set[Value]:
