@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.cpu import analysis, compilation, layer, memory, op
+from benchmarks.cpu import analysis, compilation, layer, memory, op, programs
 from benchmarks.settings import Settings, machine
 from mhf_compile.commands.arguments import DTYPES, positive
 from mhf_compile.models import CONFIGS
@@ -27,6 +27,7 @@ BENCHMARKS = {
     "analysis": Benchmark(analysis.run, "1.3B", 3),
     "compilation": Benchmark(compilation.run, "370M", 1),
     "op": Benchmark(op.run, "370M", 9),
+    "programs": Benchmark(programs.run, "370M", 7),
 }
 
 
@@ -61,7 +62,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure on the CPU: a FlashMHF layer (eager, Inductor, flashmhf), what it keeps for "
-        "the backward, the analysis and the compilation of a whole model, and the operator alone.",
+        "the backward, the analysis and the compilation of a whole model, the operator alone, and a "
+        "program of each kind that is found.",
     )
     parser.add_argument(
         "benchmark", nargs="?", choices=[*BENCHMARKS, "all"], default="all", help="all: default"

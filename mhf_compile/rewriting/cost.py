@@ -135,15 +135,18 @@ def of_call(sizes: Sizes, on_cpu: bool, training: bool, tile: int = 1) -> Work:
 
 
 def of_operands(match: Match, dtype: torch.dtype) -> Work:
-    """To make operands that are sums and products of several tensors, and what is added to the result."""
+    """To make operands that are sums and products of several tensors, and what comes of the result."""
     total = Work()
     for operand in match.unification.operands.values():
         size = _size(operand.axes, match.hints) * dtype.itemsize
-        steps = sum(len(term.factors) + (term.coefficient != 1) for term in operand.terms) - 1
+        steps = max(0, sum(len(term.factors) + (term.coefficient != 1) for term in operand.terms) - 1)
         copies = sum(isinstance(leaf.value, Stacked) for leaf in operand.entries)
         total += Work(0, 2 * size * (steps + copies), steps + copies)
     for term in (*match.addends, *(t for one in match.unification.operands.values() for t in one.terms)):
         total += Work(_size((*term.free, *term.bound), match.hints) * bool(term.bound), 0, 0)
+    result = [axis for group in match.unification.result for axis in group]
+    if not {axis for index in match.index for axis in index.axes}.issuperset(result):  # heads are added up
+        total += Work(0, 2 * _size(result, match.hints) * dtype.itemsize, 1)
     return total
 
 

@@ -167,29 +167,33 @@ def returned(region: Region, value: Value) -> Refusal | None:
 
 def used_elsewhere(region: Region, value: Value) -> Refusal | None:
     """Whether something outside of the region needs a value, and not just other columns of a product."""
-    for user in value.users:
-        if value in region.rests or region.serves_only(user):
-            continue
-        if user.name in NORMS and not region.leaves.isdisjoint(_computed_from(user, region.match.root)):
-            return Refusal(NORMALISED.format("a norm" if user.name == "pow" else user.title), value)
-        siblings = region.tape.issued.get(user.node, [user]) if user.node is not None else [user]
-        dropout = next((op for op in siblings if op.random), None)
-        use = dropout or _first_use(region, user)
-        return Refusal(
-            f"the intermediate {value} is used elsewhere as well, by {use.title}{_line(use)}",
-            value,
-            advice=NO_DROPOUT if dropout is not None else _use_elsewhere(user),
-        )
-    return None
+    users = [user for user in value.users if not region.serves_only(user)]
+    if not users or value in region.rests:
+        return None
+    user = min(users, key=_moves)  # of which columns are cut out may be none that are needed here
+    if user.name in NORMS and not region.leaves.isdisjoint(_computed_from(user, region.match.root)):
+        return Refusal(NORMALISED.format("a norm" if user.name == "pow" else user.title), value)
+    siblings = region.tape.issued.get(user.node, [user]) if user.node is not None else [user]
+    dropout = next((op for op in siblings if op.random), None)
+    use = dropout or _first_use(region, user)
+    by = f"dropout or other randomness ({use.title})" if dropout is not None else use.title
+    return Refusal(
+        f"the intermediate {value} is used elsewhere as well, by {by}{_line(use)}",
+        value,
+        advice=NO_DROPOUT if dropout is not None else _use_elsewhere(user),
+    )
+
+
+def _moves(op: Op) -> bool:
+    rule = RULES.get(op.name)
+    return rule is not None and rule.kind is Kind.MOVE
 
 
 def _first_use(region: Region, op: Op) -> Op:
     """What does more than to move entries of all that is done outside with an operation's results."""
-    rule = RULES.get(op.name)
     users = (user for value in op.outputs for user in value.users if user not in region.ops)
     user = next((user for user in users if not region.serves_only(user)), None)
-    is_move = rule is not None and rule.kind is Kind.MOVE
-    return _first_use(region, user) if is_move and user is not None else op
+    return _first_use(region, user) if _moves(op) and user is not None else op
 
 
 def _computed_from(op: Op, last: Value) -> set[Value]:
@@ -313,7 +317,7 @@ def reshaped_or_written_later(region: Region, value: Value) -> Refusal | None:
 GAIN = 0.7
 """A dense feed-forward is replaced where the model of costs says that a fused call takes less of its time."""
 
-LOSS, NOTICEABLE = 1.5, 10e-3
+LOSS, NOTICEABLE = 1.25, 3e-3
 """Others are not where it takes more than so many times as long, and longer by so many seconds at least."""
 
 

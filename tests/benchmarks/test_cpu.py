@@ -81,6 +81,12 @@ LINES = {
         rf"flash_mhf / eager{NUMBER}{NUMBER}{NUMBER}",
         r"flash_mhf differs from eager by .* of the norm, at most\.",
     ],
+    "programs": [
+        r"Programs of 32 tokens, d 16, 8 experts; float32",
+        rf"a bank of one input, training{NUMBER * 4}",
+        rf"Llama4's experts, 3-D, inference{NUMBER * 4}",
+        r"(holds|FAILS)  slowest, over eager: .*, required <= 1.1",
+    ],
 }
 
 
@@ -119,7 +125,7 @@ def test_results_are_written_as_json(done):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["kernel"], "'layer', 'memory', 'analysis', 'compilation', 'op', 'all'"),
+        (["kernel"], "'layer', 'memory', 'analysis', 'compilation', 'op', 'programs', 'all'"),
         (["layer", "--config", "7B"], "128M"),
         (["--repeats", "0"], "argument --repeats: must be a whole number of at least 1, not '0'"),
         (["op", "--dtype", "int8"], "float32"),
