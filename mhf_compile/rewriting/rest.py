@@ -173,7 +173,7 @@ class _Splitter:
             return
         entry, index = self._entry(value, entry_axes(value))
         first, last = self._range(entry)
-        written = any(op.writes is not None for op in value.users)
+        written = any(op.writes is not None and op.writes.storage is value.storage for op in value.users)
         apart = all(last < low or high < first for low, high in read)
         if apart and not written and value.handle.nodes_in(self.match.scope):
             yield value, (index, entry)
