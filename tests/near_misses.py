@@ -738,7 +738,7 @@ def r_inside_the_activation(q, keys, ups, values, r):
     return torch.einsum("bthef,hefo->btho", silu(r[..., None] * gate) * up, values)
 
 
-@refused("r", "2 tensors of its own shape", r=(B, T, H, F))
+@refused("r", "a factor for each token and channel", r=(B, T, H, F))
 def r_for_each_channel(q, k, u, v, r):
     return down(silu(scores(q, k)) * scores(q, u) * r, v)
 

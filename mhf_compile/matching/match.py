@@ -12,7 +12,9 @@ from mhf_compile import notation
 from mhf_compile.matching.reasons import NoMatch, Progress, Refusal
 from mhf_compile.matching.unification import Unification
 from mhf_compile.notation import Axis, Index, Leaf, Term
+from mhf_compile.notation.fold import Stacked
 from mhf_compile.patterns import Pattern
+from mhf_compile.patterns.pattern import Purpose
 from mhf_compile.reading.numbering import ValueNumbering
 from mhf_compile.tape.values import Scope, Value
 
@@ -56,8 +58,11 @@ class Match:
 
     @property
     def is_dense(self) -> bool:
-        """Whether it has one head and one sub-network."""
-        return all(self.unification.size(role) == 1 for role in self.pattern.dense)
+        """Whether it has one head and one sub-network, or is several such of different inputs."""
+        operands, roles = self.unification.operands, self.unification.roles
+        inputs = [leaf for name in self.pattern.of(Purpose.INPUT) for leaf in operands[name].entries]
+        apart = {axis for leaf in inputs if isinstance(leaf.value, Stacked) for axis in leaf.index[0].axes}
+        return all(axis in apart or axis.size == 1 for role in self.pattern.dense for axis in roles[role])
 
     @property
     def leaves(self) -> Iterator[Leaf]:

@@ -250,13 +250,19 @@ def scaled_apart(first: Sequence[Leaf], second: Sequence[Leaf]) -> NoMatch:
     return NoMatch(reason, value_of(other), Progress(Stage.OPERANDS))
 
 
-def uncontracted(factor: Operand | None, index: Sequence[Index]) -> NoMatch:
-    """Why nothing is summed over a width; ``factor`` is what the hidden values are multiplied with."""
+def uncontracted(factor: Operand | None, source: Operand, index: Sequence[Index]) -> NoMatch:
+    """Why nothing is summed over a width.
+
+    ``factor`` is what the hidden values are multiplied with, ``source`` the input. A factor that has all that
+    both have may be an up projection that is none, of which there is more to say.
+    """
     free = {axis for i in index for axis in i.axes}
     if factor is None or free.issuperset(factor.axes):
         return NoMatch("the activation is not contracted with values")
     (leaf, *_) = factor.entries
-    return NoMatch(f"it is scaled by {leaf.value}, a factor for each token and channel", progress=SIZES)
+    is_hidden = set(factor.axes) >= free.intersection(source.axes)
+    progress = Progress(Stage.FACTORS) if is_hidden else SIZES
+    return NoMatch(f"it is scaled by {leaf.value}, a factor for each token and channel", progress=progress)
 
 
 def misplaced(pattern: Pattern, axis: Axis, present: Collection[str], placed: int) -> NoMatch:

@@ -70,7 +70,8 @@ class Roles:
         for axis, present in without[:1]:
             raise misplaced(self.pattern, axis, present, sum(map(len, roles.values())))
         if not all(roles[letter] for letter, role in self.pattern.roles.items() if role.is_required):
-            raise uncontracted(operands.get(self.pattern.product), index)
+            (source, *_) = self.pattern.of(Purpose.INPUT)
+            raise uncontracted(operands.get(self.pattern.product), operands[source], index)
         first = {name: operand.entries[0] for name, operand in operands.items() if operand.entries}
         roles = self.pattern.distribute(roles, first)
 

@@ -131,7 +131,8 @@ class _Unifier:
         """
         product = self.pattern.product if self.pattern.product in slots else None
         slots = [slot for slot in slots if slot != product]
-        bases = [f for f in given.factors if not (isinstance(f, Func) and f.name)]
+        named = (f for f in given.factors if not (isinstance(f, Func) and f.name))
+        bases = [f for f in named if not (wide and _is_hidden(f, wide, given.bound))]
         for chosen in itertools.permutations(bases, len(slots)):
             parts: dict[str, list[Factor]] = {slot: [base] for slot, base in zip(slots, chosen, strict=True)}
             behind: list[Factor] = []
@@ -167,14 +168,21 @@ class _Unifier:
     ) -> str | None:
         """The operand that a further factor belongs to: one that has all of its axes, or the product operand.
 
-        What is constant in the sum, and has axes of the values that are in no score, leaves the op.
+        What is constant in the sum, and has axes of the values that are in no score, leaves the op. Where
+        there are no tokens, so that a factor of sub-networks has the axes of a weight too, it is taken for
+        one if there are no more of them than channels in each: it need not be multiplied with the weight.
         """
         axes = set(factor.axes)
         purposes = [*self.pattern.of(Purpose.WEIGHT), *self.pattern.of(Purpose.BIAS)]
         purposes += self.pattern.of(Purpose.INPUT) if product is None else []
         for name in purposes:
             if name in parts and axes <= set(parts[name][0].axes):
-                if product is None or not axes.isdisjoint(bound):
+                summed = axes.intersection(bound)
+                others = {a for a in parts[name][0].axes if a in bound} - summed
+                counts = (notation.product([axis.size for axis in some]) for some in (summed, others))
+                if product is not None and summed and others and notation.at_most(*counts):
+                    return product
+                if product is None or summed:
                     return name
                 if not axes <= wide:
                     return BEHIND
@@ -182,10 +190,16 @@ class _Unifier:
 
 
 def _is_no_operand(factor: Factor, wide: set[Axis], bound: Sequence[Axis]) -> bool:
-    """Whether a factor is a position, a function of a score, or has an entry for each hidden value."""
+    """Whether a factor is a position, a score, or a function of one."""
     if not (isinstance(factor, Func) and factor.terms):
         return isinstance(factor, Delta)
-    return bool(factor.name) or (wide == set(factor.axes) and not wide.issubset(bound))
+    is_score = _is_hidden(factor, wide, bound) and any(term.bound for term in factor.terms)
+    return bool(factor.name) or is_score
+
+
+def _is_hidden(factor: Factor, wide: set[Axis], bound: Sequence[Axis]) -> bool:
+    """Whether a factor has an entry for each hidden value, of which there are more than a sum is over."""
+    return wide == set(factor.axes) and not wide.issubset(bound)
 
 
 def _multiplied(coefficient: Fraction, factors: Sequence[Factor]) -> tuple[Term, ...]:

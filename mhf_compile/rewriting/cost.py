@@ -142,6 +142,9 @@ def of_operands(match: Match, dtype: torch.dtype) -> Work:
         steps = max(0, sum(len(term.factors) + (term.coefficient != 1) for term in operand.terms) - 1)
         copies = sum(isinstance(leaf.value, Stacked) for leaf in operand.entries)
         total += Work(0, 2 * size * (steps + copies), steps + copies)
+        if any(0 < len({*dim} & {*operand.axes}) < len(dim) for dim in operand.dims):  # it is repeated
+            whole = _size([axis for dim in operand.dims for axis in dim], match.hints)
+            total += Work(0, 2 * whole * dtype.itemsize, 1)
     for term in (*match.addends, *(t for one in match.unification.operands.values() for t in one.terms)):
         total += Work(_size((*term.free, *term.bound), match.hints) * bool(term.bound), 0, 0)
     result = [axis for group in match.unification.result for axis in group]

@@ -317,7 +317,7 @@ def reshaped_or_written_later(region: Region, value: Value) -> Refusal | None:
 GAIN = 0.7
 """A dense feed-forward is replaced where the model of costs says that a fused call takes less of its time."""
 
-LOSS, NOTICEABLE = 1.25, 3e-3
+LOSS, NOTICEABLE = 1.25, 4e-3
 """Others are not where it takes more than so many times as long, and longer by so many seconds at least."""
 
 

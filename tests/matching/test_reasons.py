@@ -28,12 +28,7 @@ from mhf_compile.notation.fold import Stacked
 from mhf_compile.patterns import FLASH_MHF
 from mhf_compile.patterns.pattern import RESULT
 from mhf_compile.tape.recorder import record_function
-from tests.matching.programs import H, Program, T, searched, tensors
-
-
-def heads_summed(q, k, u, v, r):
-    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
-    return torch.einsum("bthef,hefo->bto", silu(gate) * up, v)
+from tests.matching.programs import Program, T, searched, tensors
 
 
 def channels_kept(q, k, u, v, r):
@@ -73,7 +68,6 @@ def unknown_ungated_activation(q, k, u, v, r):
 
 
 REASONS = [
-    (heads_summed, f"it is summed over an axis of size {H}"),
     (tokens_mixed, f"it is summed over an axis of size {T}"),
     (other_tokens_for_up, "gate and up do not read the same input"),
     (up_multiplied_twice, "the activation is multiplied with 2 tensors of its own shape"),

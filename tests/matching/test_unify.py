@@ -228,3 +228,48 @@ def test_each_dimension_of_a_result_is_named() -> None:
     assert sizes(unified(program, *operands())) == {
         "b": B, "t": T, "h": H, "g": 1, "e": E, "f": F, "d": D, "o": O
     }  # fmt: skip
+
+
+def test_heads_with_one_result_are_heads() -> None:
+    def program(q, k, u, v, r):
+        gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+        return torch.einsum("bthef,hefo->bto", silu(gate) * up, v)
+
+    unification = unified(program, *operands())
+    assert sizes(unification)["h"] == H
+    (heads,) = unification.roles["h"]
+    assert heads in unification.result[2]
+
+
+def test_heads_with_one_input_are_heads() -> None:
+    def program(q, k, u, v, r):
+        gate, up = (torch.einsum("btd,hefd->bthef", q[:, :, 0], weight) for weight in (k, u))
+        return torch.einsum("bthef,hefo->btho", silu(gate) * up, v)
+
+    unification = unified(program, *operands())
+    assert sizes(unification)["h"] == H and unification.operands["q"].leaf is not None
+    (heads,) = unification.roles["h"]
+    assert heads not in unification.operands["q"].axes
+
+
+def test_factors_belong_to_the_operand_that_has_their_axes() -> None:
+    """Of one token, weights of sub-networks have no axis of their own: they are fewer than the channels."""
+
+    def program(q, k, u, v, r):
+        gate, up = (torch.einsum("hd,hefd->hef", q[0, 0], weight) for weight in (k, u))
+        hidden = silu(gate * k[..., 0]) * up * v[..., 0] * r[0, 0, ..., None]
+        return torch.einsum("hef,hefo->ho", hidden, v)
+
+    unification = unified(program, *operands())
+    entries = {name: len(operand.entries) for name, operand in unification.operands.items()}
+    assert entries == {"q": 1, "k": 2, "u": 1, "v": 2, "r": 1}
+
+
+def test_what_is_linear_behind_the_values_leaves_the_op() -> None:
+    def program(q, k, u, v, r):
+        gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
+        each = torch.einsum("bthef,hefo->btheo", silu(gate) * up, v) * v[0, 0, 0]
+        return (each * r[..., None]).sum(3)
+
+    unification = unified(program, *operands())
+    assert len(unification.behind) == 1 and len(unification.operands["v"].entries) == 1

@@ -201,7 +201,7 @@ REFUSALS = [
     (different_inputs, "gate and up do not read the same input"),
     (normalised_inside, "it is normalised, by a layer norm, before the product with the values"),
     (gate_clamped, "the argument of silu is the result of clamp"),
-    (scaled_per_channel_and_token, "the activation is multiplied with 2 tensors of its own shape"),
+    (scaled_per_channel_and_token, "it is scaled by cos, a factor for each token and channel"),
     (heads_rolled_before_v, "roll"),
     (two_activations_multiplied, "the up projection is the result of silu, not one product"),
     (unknown_activation, "the activation is tanh(x), none that the op knows"),
