@@ -250,18 +250,18 @@ def scaled_apart(first: Sequence[Leaf], second: Sequence[Leaf]) -> NoMatch:
     return NoMatch(reason, value_of(other), Progress(Stage.OPERANDS))
 
 
-def uncontracted(factor: Operand | None, source: Operand, index: Sequence[Index]) -> NoMatch:
+def uncontracted(factor: Operand | None, source: Operand, index: Sequence[Index], gated: bool) -> NoMatch:
     """Why nothing is summed over a width.
 
-    ``factor`` is what the hidden values are multiplied with, ``source`` the input. A factor that has all that
-    both have may be an up projection that is none, of which there is more to say.
+    ``factor`` is what the hidden values are multiplied with, ``source`` the input. Without a gate a factor
+    of all tokens may be an up projection that is none, of which there is more to say.
     """
     free = {axis for i in index for axis in i.axes}
     if factor is None or free.issuperset(factor.axes):
         return NoMatch("the activation is not contracted with values")
     (leaf, *_) = factor.entries
-    is_hidden = set(factor.axes) >= free.intersection(source.axes)
-    progress = Progress(Stage.FACTORS) if is_hidden else SIZES
+    may_be_up = not gated and set(factor.axes) >= free.intersection(source.axes)
+    progress = Progress(Stage.FACTORS) if may_be_up else SIZES
     return NoMatch(f"it is scaled by {leaf.value}, a factor for each token and channel", progress=progress)
 
 

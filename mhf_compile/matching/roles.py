@@ -40,6 +40,9 @@ class Roles:
             letter: pattern.occurrences(letter) | ({SCORE} if role.is_contracted else set())
             for letter, role in pattern.roles.items()
         }
+        scores = (where for where in self.occurs.values() if SCORE in where)
+        self.scored = set(pattern.of(Purpose.WEIGHT)).intersection(*scores)
+        """The weights that an input is contracted with."""
 
     def assign(
         self, places: Assignment, addends: Mapping[str, Fraction], index: tuple[Index, ...]
@@ -71,7 +74,8 @@ class Roles:
             raise misplaced(self.pattern, axis, present, sum(map(len, roles.values())))
         if not all(roles[letter] for letter, role in self.pattern.roles.items() if role.is_required):
             (source, *_) = self.pattern.of(Purpose.INPUT)
-            raise uncontracted(operands.get(self.pattern.product), operands[source], index)
+            factor = operands.get(self.pattern.product)
+            raise uncontracted(factor, operands[source], index, len(self.scored) > 1)
         first = {name: operand.entries[0] for name, operand in operands.items() if operand.entries}
         roles = self.pattern.distribute(roles, first)
 
@@ -142,8 +146,7 @@ class Roles:
         inputs, weights = self.pattern.of(Purpose.INPUT), set(self.pattern.of(Purpose.WEIGHT))
         if RESULT not in present:
             return present.issuperset(inputs) and not weights.isdisjoint(present)
-        scored = weights.intersection(*(where for where in self.occurs.values() if SCORE in where))
-        return present.issuperset(inputs) or not scored.isdisjoint(present)
+        return present.issuperset(inputs) or not self.scored.isdisjoint(present)
 
 
 def _aligned(a: Leaf, b: Leaf, inner: Sequence[Axis], other_inner: Sequence[Axis]) -> dict[Axis, Index]:

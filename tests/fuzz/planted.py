@@ -264,7 +264,7 @@ FAULTS = (
         "rewrite",
         "what is used elsewhere is taken",
         NEAR,
-        (Edit("rewriting.refusals:used_elsewhere", "if _serves_only(region, user):", "if True:"),),
+        (Edit("rewriting.refusals:used_elsewhere", "if not users or value in region.rests:", "if True:"),),
     ),
     Fault(
         "gradients",

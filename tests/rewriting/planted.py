@@ -205,7 +205,7 @@ def written_piece(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 
 def up_scaled(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    return down(F.silu(score(q, k)) * (2 * score(q, u)), v)
+    return down(F.silu(score(q, k)) * score(2 * q, u), v)
 
 
 def divided(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
