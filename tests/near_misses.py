@@ -1643,6 +1643,12 @@ def hidden_of_the_token_before(q, k, u, v):
     return down(nnf.pad(hidden, (0, 0, 0, 0, 1, -1)), v)
 
 
+@refused("tokens", "not contracted with values", mixed=(T, T))
+def hidden_of_mixed_tokens(q, k, u, mixed):
+    hidden = silu(scores(q, k)) * scores(q, u)
+    return torch.einsum("st,bthf->bshf", mixed, hidden)
+
+
 @refused("tokens", "that the input of gate and up lacks", mixed=(T, T))
 def tokens_mixed_by_a_matrix(q, k, u, v, mixed):
     hidden = silu(scores(q, k)) * scores(q, u)

@@ -239,7 +239,7 @@ def test_near_misses_stay_refused(program: Callable[..., Tensor]) -> None:
     def check(changed: Program) -> None:
         result, report = rewritten(changed)
         assert report.rewrites == ()
-        assert report.misses
+        assert report.misses or report.others
         check_equal(result.outcome(), expected(base)[1])
 
     check()
@@ -359,7 +359,11 @@ def test_symbolic_sizes_cost_no_guard_and_no_compile(name: str, marked: bool) ->
                 assert (len(found[0]), found[1]) == (len(sizes), misses), report
             else:  # widths are symbolic as well: a loop over their parts may be several calls
                 assert found[0] and found[1] == misses, report
-            if marked:  # without it, Dynamo makes other sizes symbolic as well
+            if marked and name in SYMBOLIC_REASONS:  # sub-networks that are added up outside are heads
+                assert [(h * e, *rest) for _, _, h, e, *rest in found[0]] == [
+                    (h * e, *rest) for _, _, h, e, *rest in sizes
+                ]
+            elif marked:  # without it, Dynamo makes other sizes symbolic as well
                 assert [r[2:] for r in found[0]] == [r[2:] for r in sizes]
 
     check()

@@ -36,7 +36,6 @@ SYMBOLIC = (
     "number_added_to_up",
     "number_subtracted_from_gate_and_up",
     "lora_on_all",
-    "lora_of_peft",
     "two_weights_of_the_gate",
     "tokens_in_buffers",
 )

@@ -201,7 +201,7 @@ def test_a_mutant_is_another_function(mutant: Mutant) -> None:
 
 
 def shrunk(condition: Callable[[Program], bool], strategy: st.SearchStrategy[Program]) -> Program:
-    return find(strategy, condition, settings=settings(BOUNDED, max_examples=500))
+    return find(strategy, condition, settings=settings(BOUNDED, max_examples=2000))
 
 
 def test_a_failure_shrinks_to_what_it_hangs_on() -> None:

@@ -197,7 +197,7 @@ def _of_one_input(terms: list[Term], reader: Reader) -> list[Term]:
             else:
                 reader.visited = before
         result.append(term)
-    return result
+    return [reader.axes.resolve(term) for term in result]
 
 
 def _scaled(leaf: Leaf, reader: Reader) -> list[Term] | None:

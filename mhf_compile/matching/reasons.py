@@ -120,8 +120,9 @@ def nearest(
         return NoMatch(f"it is inside {anchor.op.scope.inside}")
     if not anchor.plain:
         return NoMatch(f"it is computed on {_subclass(anchor)}", anchor)
-    if failed:  # a refusal before others; of equals the smallest candidate's
-        told = failed[::-1] if stopped is None else [*failed[::-1], stopped]
+    if failed:  # a refusal before others; of equal ones the largest candidate's, of others the smallest's
+        told: list[NoMatch] = [error for error in failed if isinstance(error, Refusal)]
+        told += failed[::-1] if stopped is None else [*failed[::-1], stopped]
         return max(told, key=lambda error: (isinstance(error, Refusal), error.progress))
     if stopped is not None and behind:
         return stopped
@@ -258,7 +259,7 @@ def uncontracted(factor: Operand | None, source: Operand, index: Sequence[Index]
     """
     free = {axis for i in index for axis in i.axes}
     if factor is None or free.issuperset(factor.axes):
-        return NoMatch("the activation is not contracted with values")
+        return NoMatch("the activation is not contracted with values", progress=Progress(Stage.ROLES))
     (leaf, *_) = factor.entries
     may_be_up = not gated and set(factor.axes) >= free.intersection(source.axes)
     progress = Progress(Stage.FACTORS) if may_be_up else SIZES

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -840,7 +839,7 @@ def conformer_half_step():
     return initialised(ResidualConnectionModule(FeedForwardModule(7, 2), 0.5)), (torch.randn(2, 6, 7),)
 
 
-@partial(case, beside=1)  # what the modulation comes from
+@case
 def dit_modulated():
     "DiT: a conditioned norm before, a conditioned gate on the output, GELU by tanh"
 
