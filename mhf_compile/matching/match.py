@@ -58,10 +58,11 @@ class Match:
 
     @property
     def is_dense(self) -> bool:
-        """Whether it has one head and one sub-network, or is several such of different inputs."""
+        """Whether it has one head and one sub-network, or is a sum of several such of different inputs."""
         operands, roles = self.unification.operands, self.unification.roles
         inputs = [leaf for name in self.pattern.of(Purpose.INPUT) for leaf in operands[name].entries]
         apart = {axis for leaf in inputs if isinstance(leaf.value, Stacked) for axis in leaf.index[0].axes}
+        apart -= {axis for index in self.index for axis in index.axes}
         return all(axis in apart or axis.size == 1 for role in self.pattern.dense for axis in roles[role])
 
     @property

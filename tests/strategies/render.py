@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.strategies.choices import FLOWS, Spec, Writing
 from tests.strategies.layer import Changes, Lines, Renderer
+from tests.strategies.revealed import revealed
 
 HEAD = """\
 import einops
@@ -54,7 +55,7 @@ def render(
     renderer = Renderer(spec, writing, changes)
     layer = renderer.render()
     if reveal:
-        layer = "\n".join([layer, *renderer.revealed()])
+        layer = "\n".join([layer, *revealed(renderer)])
     channels, results = spec.channels, spec.results
     made, lines = Lines(2), Lines(2)
     flow, _ = FLOWS[writing.flow]
