@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 import mhf_compile
+from mhf_compile.matching.search import normal_pattern
 from mhf_compile.notation import Axes, Index, Leaf, Term
+from mhf_compile.patterns import PATTERNS
 from mhf_compile.reading import rules
 from mhf_compile.tape.values import Op
 from tests.rewriting.programs import N, biased, gated
@@ -92,6 +94,8 @@ PLANTS = [
 
 @contextmanager
 def planted(name: str, wrong: Callable[..., list[Term]]) -> Iterator[None]:
+    for pattern in PATTERNS:  # read once, by the right rules
+        normal_pattern(pattern)
     with mock.patch.dict(rules.RULES, {name: replace(rules.RULES[name], read=wrong)}):
         yield
 
