@@ -188,6 +188,9 @@ def _of_one_input(terms: list[Term], reader: Reader) -> list[Term]:
     result = [term for term in terms if not term.bound]
     for term in products:
         for leaf in notation.leaves(term.factors):
+            *_, made = (reader.rule(value) for value in reader.sources(leaf.value))
+            if made is None or made.kind not in (Kind.CONTRACT, Kind.SUM):
+                continue
             before = dict(reader.visited)
             inner = score(leaf, reader)
             found = {one.value for deeper in inner for one in notation.leaves(deeper.factors)}

@@ -160,7 +160,7 @@ class Reader:
         pieces = [f.value for t in terms for f in t.factors if isinstance(f, Leaf)]
         if not len(pieces) == len(terms) > 1:
             return None
-        first, *others = ([*self._sources(piece)] for piece in pieces)
+        first, *others = ([*self.sources(piece)] for piece in pieces)
         common = next((value for value in first if all(value in way for way in others)), None)
         between: list[Leaf] = []
 
@@ -206,7 +206,7 @@ class Reader:
             for leaf in (rejoined.entry, *rejoined.between)
         ]
 
-    def _sources(self, value: Tensor | None) -> Iterator[Value]:
+    def sources(self, value: Tensor | None) -> Iterator[Value]:
         """A value, and those that it is a rearrangement of, one after the other."""
         while isinstance(value, Value):
             yield value
