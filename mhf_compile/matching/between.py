@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from mhf_compile import notation
 from mhf_compile.notation import Axes, Size, Unreadable
 from mhf_compile.reading.reader import FLOATS, entry_axes
-from mhf_compile.reading.rules import ALGEBRA, RULES, Kind
+from mhf_compile.reading.rules import ALGEBRA, RULES, Kind, kind_of
 from mhf_compile.tape.operations import CREATIONS, GATHERS, PRODUCTS
 from mhf_compile.tape.tape import Tape
 from mhf_compile.tape.values import Op, Value
@@ -67,7 +67,7 @@ class BetweenProducts:
             return next(tuple(product) for product in rule.products(op) if len(product) > 1)
         if rule.kind is Kind.SUM:  # of a product of each entry with each
             (source,) = op.inputs
-            product = source.op.inputs if _kind(source.op) is Kind.MULTIPLY and source.op else ()
+            product = source.op.inputs if kind_of(source.op) is Kind.MULTIPLY and source.op else ()
             return product if product and self._are_narrower(product, source) else None
         return None
 
@@ -106,20 +106,20 @@ class BetweenProducts:
         others = [v for v in inputs if v not in self._carried]
         if not sets:
             return frozenset()
-        if _kind(op) is Kind.ADD:
+        if kind_of(op) is Kind.ADD:
             if not (self._weights.issuperset(others) and self._are_narrower(others, value)):
                 return frozenset()  # all but a bias
             mixing = frozenset.intersection(*sets)  # a gate that mixes two tensors is in both addends
             return mixing or frozenset().union(*sets)
         if not self._may_join([v for v in others if v not in self._scores], value, op):
             return frozenset()
-        if _kind(op) in ALGEBRA and self._are_narrower([v for v in inputs if v in self._carried], value):
+        if kind_of(op) in ALGEBRA and self._are_narrower([v for v in inputs if v in self._carried], value):
             return frozenset()
         return frozenset().union(*sets)
 
     def _may_join(self, others: Sequence[Value], value: Value, op: Op) -> bool:
         """Whether others may stand beside scores, or hidden values, in an operation."""
-        kind = _kind(op)
+        kind = kind_of(op)
         if kind is None and sum(v not in self._weights for v in _numbers(op)) > 1:
             return False
         multiplies = kind is None or kind in ALGEBRA - {Kind.ADD}
@@ -137,8 +137,3 @@ class BetweenProducts:
 def _numbers(op: Op) -> list[Value]:
     """The inputs that are no positions and no conditions."""
     return [v for v in op.inputs if v.dtype in FLOATS or (v.op is not None and v.op.name == "_to_copy")]
-
-
-def _kind(op: Op | None) -> Kind | None:
-    rule = RULES.get(op.name) if op is not None else None
-    return rule.kind if rule is not None else None

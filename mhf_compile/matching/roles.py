@@ -30,7 +30,7 @@ SCORE = "score"
 Dims = tuple[tuple[Axis, ...], ...]
 
 
-class Roles:
+class AxisRoles:
     """Tells which axis has which role in a pattern."""
 
     def __init__(self, pattern: Pattern, numbering: ValueNumbering) -> None:
@@ -59,8 +59,8 @@ class Roles:
         """
         operands = {name: self._operand(placed) for name, placed in self._aligned(places).items()}
         for name, number in addends.items():
-            terms = operands[name].terms if name in operands else ()
-            operands[name] = Operand((*terms, Term(number)), ())
+            operand = operands.get(name, Operand((), ()))
+            operands[name] = replace(operand, terms=(*operand.terms, Term(number)))
         roles: dict[str, list[Axis]] = {role: [] for role in self.pattern.roles}
         inner = {axis for placed in places.values() for place in placed for axis in place.inner}
         without: list[tuple[Axis, set[str]]] = []

@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from mhf_compile import notation
 from mhf_compile.matching.reasons import NoMatch, other_factors
-from mhf_compile.matching.roles import Roles
+from mhf_compile.matching.roles import AxisRoles
 from mhf_compile.matching.unification import Assignment, Place, Unification
 from mhf_compile.notation import Axis, Delta, Factor, Func, Index, Leaf, Term
 from mhf_compile.patterns import Pattern
@@ -144,17 +144,10 @@ class _Unifier:
             else:
                 after, coefficient = replace(state, behind=(*state.behind, *behind)), given.coefficient
                 for name, factors in parts.items():
-                    elsewhere = {
-                        a for other, of in parts.items() if other != name for f in of for a in f.axes
-                    }
-                    alone = tuple(
-                        a for a in given.bound if a not in wide | elsewhere
-                    )  # that it is summed over
-                    terms = _multiplied(coefficient, factors)
-                    alone = tuple(a for a in alone if all(a in term.free for term in terms))
-                    terms = tuple(replace(term, bound=(*term.bound, *alone)) for term in terms)
-                    own = tuple(a for a in inner if a not in alone) if name != product else ()
-                    after = after.with_place(name, Place(terms, own))
+                    others = {a for other, of in parts.items() if other != name for f in of for a in f.axes}
+                    summed = [a for a in given.bound if a not in wide | others]  # in this operand alone
+                    terms, own = _multiplied(coefficient, factors), inner if name != product else ()
+                    after = after.with_place(name, _place(terms, summed, own))
                     coefficient = notation.ONE
                 yield after
 
@@ -211,6 +204,13 @@ def _multiplied(coefficient: Fraction, factors: Sequence[Factor]) -> tuple[Term,
     return tuple(terms)
 
 
+def _place(terms: tuple[Term, ...], summed: Sequence[Axis], inner: Sequence[Axis]) -> Place:
+    """What stands in a place of an operand, summed over those of some axes that all of its terms have."""
+    alone = tuple(axis for axis in summed if all(axis in term.free for term in terms))
+    bound = tuple(replace(term, bound=(*term.bound, *alone)) for term in terms)
+    return Place(bound, tuple(axis for axis in inner if axis not in alone))
+
+
 def unify(
     pattern: Pattern,
     formula: tuple[Names, tuple[Index, ...], Term],
@@ -228,7 +228,7 @@ def unify(
         numbering: tells which values of the program are computed alike.
     """
     names, _, goal = formula
-    unifier, roles = _Unifier(pattern, names), Roles(pattern, numbering)
+    unifier, roles = _Unifier(pattern, names), AxisRoles(pattern, numbering)
     refusal = other_factors(goal, term)
     for state in unifier.terms(goal, term, State()):
         try:

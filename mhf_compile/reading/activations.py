@@ -29,7 +29,7 @@ from mhf_compile.reading.expression import (
 )
 from mhf_compile.reading.numbering import ValueNumbering
 from mhf_compile.reading.reader import FLOATS, Reader, entry_axes
-from mhf_compile.reading.rules import ALGEBRA, ELEMENTWISE, PARTS, RULES, Kind, Rule
+from mhf_compile.reading.rules import ALGEBRA, ELEMENTWISE, PARTS, RULES, Kind, Rule, kind_of
 from mhf_compile.tape.tape import Tape
 from mhf_compile.tape.values import Op, Value
 
@@ -109,7 +109,7 @@ class Activations:
         """Whether an operation gives a product of tensors summed over an axis, or something linear in one."""
         kind, inputs = RULES[op.name].kind, op.inputs
         if kind is Kind.SUM:
-            return any(_kind(value) is Kind.MULTIPLY for value in inputs)
+            return any(kind_of(value.op) is Kind.MULTIPLY for value in inputs)
         if kind in ALGEBRA - {Kind.ADD} and len(inputs) != 1:
             return False
         every = all if kind is Kind.JOIN else any
@@ -253,11 +253,6 @@ class Activations:
                     return None
         product.rest.append(leaf)
         return None
-
-
-def _kind(value: Value) -> Kind | None:
-    rule = RULES.get(value.op.name) if value.op is not None else None
-    return rule.kind if rule is not None else None
 
 
 def _step(reader: Reader, leaf: Leaf, depth: int) -> list[Term] | None:

@@ -219,3 +219,9 @@ polynomial), dropout and other randomness, comparisons, what computes in integer
 
 PARTS = frozenset(name for name, rule in RULES.items() if rule.is_part)
 """Functions that are parts of activations, or of norms, but none themselves."""
+
+
+def kind_of(op: Op | None) -> Kind | None:
+    """What an operation does to entries; None of none, and of what no rule reads."""
+    rule = RULES.get(op.name) if op is not None else None
+    return rule.kind if rule is not None else None

@@ -70,7 +70,7 @@ class _Claim:
             tuple(unification.scalars.items()),
             tuple(map(self.factor, unification.behind)),
             tuple(map(self.term, match.addends)),
-            tuple(map(self.rest, self.region.stays)),
+            tuple(map(self.rest, self.region.rests)),
         )
 
     def rest(self, rest: Rest) -> object:

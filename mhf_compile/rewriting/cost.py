@@ -21,7 +21,7 @@ from mhf_compile import notation
 from mhf_compile.kernels.flash_mhf.blocked import block_sizes
 from mhf_compile.kernels.flash_mhf.config import Sizes
 from mhf_compile.matching.match import Match
-from mhf_compile.notation import Axis, Tensor
+from mhf_compile.notation import Axis, Tensor, Term
 from mhf_compile.notation.fold import Stacked
 from mhf_compile.reading.rules import RULES, Kind
 from mhf_compile.rewriting.region import Region
@@ -93,13 +93,14 @@ def sizes_of(match: Match, dtype: torch.dtype) -> Sizes:
 
 
 def estimates(region: Region) -> tuple[float, float]:
-    """Seconds that a fused call in the place of a region takes, with its operands, and the region itself."""
+    """Seconds that a fused call takes, with what stands around it, and the region in whose place it is."""
     match, dtype = region.match, region.dtype
     machine = machine_of(match.root.device, dtype)
     training = match.root.requires_grad
     sizes = sizes_of(match, dtype)
-    call = of_call(sizes, machine is CPU, training, machine.tile) + of_operands(match, dtype)
-    return (call + of_rests(region)).seconds(machine), of_program(region, match.hints).seconds(machine)
+    call = of_call(sizes, machine is CPU, training, machine.tile)
+    call += of_operands(match, dtype) + of_result(match, dtype) + of_rests(region)
+    return call.seconds(machine), of_program(region, match.hints).seconds(machine)
 
 
 def machine_of(device: torch.device, dtype: torch.dtype) -> Machine:
@@ -135,7 +136,7 @@ def of_call(sizes: Sizes, on_cpu: bool, training: bool, tile: int = 1) -> Work:
 
 
 def of_operands(match: Match, dtype: torch.dtype) -> Work:
-    """To make operands that are sums and products of several tensors, and what comes of the result."""
+    """To make operands that are no views: stacks, repeated ones, sums and products of several tensors."""
     total = Work()
     for operand in match.unification.operands.values():
         size = _size(operand.axes, match.hints) * dtype.itemsize
@@ -145,12 +146,23 @@ def of_operands(match: Match, dtype: torch.dtype) -> Work:
         if any(0 < len({*dim} & {*operand.axes}) < len(dim) for dim in operand.dims):  # it is repeated
             whole = _size([axis for dim in operand.dims for axis in dim], match.hints)
             total += Work(0, 2 * whole * dtype.itemsize, 1)
-    for term in (*match.addends, *(t for one in match.unification.operands.values() for t in one.terms)):
-        total += Work(_size((*term.free, *term.bound), match.hints) * bool(term.bound), 0, 0)
+        total += _of_terms(operand.terms, match.hints)
+    return total
+
+
+def of_result(match: Match, dtype: torch.dtype) -> Work:
+    """To make what is added to the result, and to add up the results of heads that have one together."""
+    total = _of_terms(match.addends, match.hints)
     result = [axis for group in match.unification.result for axis in group]
-    if not {axis for index in match.index for axis in index.axes}.issuperset(result):  # heads are added up
+    if not {axis for index in match.index for axis in index.axes}.issuperset(result):
         total += Work(0, 2 * _size(result, match.hints) * dtype.itemsize, 1)
     return total
+
+
+def _of_terms(terms: Iterable[Term], hints: Mapping[sympy.Symbol, int]) -> Work:
+    """The products of matrices in a sum of products."""
+    summed = (term for term in terms if term.bound)
+    return Work(sum(_size((*term.free, *term.bound), hints) for term in summed))
 
 
 def _size(axes: Iterable[Axis], hints: Mapping[sympy.Symbol, int]) -> int:
@@ -161,10 +173,10 @@ def _size(axes: Iterable[Axis], hints: Mapping[sympy.Symbol, int]) -> int:
 def of_rests(region: Region) -> Work:
     """What stays of products of which the match stands for a part."""
     total, hints = Work(), region.match.hints
-    for rest in region.stays:
-        products = sum(_size((*term.free, *term.bound), hints) for term in rest.terms if term.bound)
+    for rest in region.rests:
         size = rest.columns.whole.dtype.itemsize * _count(rest.columns, hints)
-        total += Work(products, size, 1) * (3 if region.match.root.requires_grad else 1)
+        once = _of_terms(rest.terms, hints) + Work(0, size, 1)
+        total += once * (3 if region.match.root.requires_grad else 1)
     return total
 
 

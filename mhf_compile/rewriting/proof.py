@@ -77,7 +77,7 @@ class Proofs:
         key = claim(match, region)
         if key not in self.known or self.policy == "always":
             try:
-                self.known[key] = prove(match, region.stays)
+                self.known[key] = prove(match, region.rests)
             except ProofFailed as error:
                 log.warning(
                     "%s at %s", error.reason, source_of(match.root.op.node if match.root.op else None)

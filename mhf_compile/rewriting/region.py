@@ -10,7 +10,7 @@ import torch
 from mhf_compile import notation
 from mhf_compile.matching.match import Match
 from mhf_compile.notation.fold import parts
-from mhf_compile.reading.rules import ALGEBRA, RULES, Kind
+from mhf_compile.reading.rules import ALGEBRA, RULES, Kind, kind_of
 from mhf_compile.rewriting.rest import Rest, rests
 from mhf_compile.tape.tape import Tape
 from mhf_compile.tape.values import Op, Storage, Value
@@ -50,7 +50,7 @@ class Region:
                 self.own.add(value)
 
     @cached_property
-    def rests(self) -> dict[Value, list[Rest]]:
+    def rests(self) -> list[Rest]:
         """Of products of which the match stands for some columns, and others are needed elsewhere, these."""
         escaping: dict[Value, list[Value]] = {}
         for value in self.values:
@@ -58,12 +58,7 @@ class Region:
             if outside and value is not self.match.root:
                 made = (v for op in outside for v in op.outputs if v not in self.match.visited)
                 escaping[value] = list(made)
-        return rests(self.match, self.tape, self.own, escaping) if escaping else {}
-
-    @property
-    def stays(self) -> list[Rest]:
-        """All that stays of products."""
-        return [rest for some in self.rests.values() for rest in some]
+        return rests(self.match, self.tape, self.own, escaping) if escaping else []
 
     def serves_only(self, op: Op) -> bool:
         """Whether nothing outside of the region needs an operation, once the region is left out."""
@@ -115,11 +110,11 @@ class Region:
 
 def joined(leaves: Collection[Value]) -> set[Value]:
     """Leaves that are put together of others, as a stack whose parts are leaves too, and what is between."""
-    pending = [leaf for leaf in leaves if _kind(leaf) is Kind.JOIN]
+    pending = [leaf for leaf in leaves if kind_of(leaf.op) is Kind.JOIN]
     below: set[Value] = set()
     while pending:
         value = pending.pop()
-        if value.op is not None and value not in below and _kind(value) in (Kind.MOVE, Kind.JOIN):
+        if value.op is not None and value not in below and kind_of(value.op) in (Kind.MOVE, Kind.JOIN):
             below.add(value)
             pending += value.op.inputs
     between: set[Value] = set()
@@ -127,9 +122,3 @@ def joined(leaves: Collection[Value]) -> set[Value]:
         if value.op is not None and any(part in leaves or part in between for part in value.op.inputs):
             between.add(value)
     return between
-
-
-def _kind(value: Value) -> Kind | None:
-    """The kind of the op that computes a value; None where no rule reads it."""
-    rule = RULES.get(value.op.name) if value.op is not None else None
-    return rule.kind if rule is not None else None

@@ -5,12 +5,14 @@ So one Linear may give both the queries of an attention and the gate of a feed-f
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mhf_compile import notation
 from mhf_compile.matching.match import Match
 from mhf_compile.matching.normal_form import score
+from mhf_compile.matching.reasons import NoMatch
 from mhf_compile.notation import Axis, Index, Leaf, Size, Term, Unreadable
 from mhf_compile.notation.fold import parts
 from mhf_compile.reading.reader import Reader, entry_axes
@@ -57,24 +59,19 @@ class Rest:
 
 def rests(
     match: Match, tape: Tape, inside: Iterable[Value], escaping: Mapping[Value, Sequence[Value]]
-) -> dict[Value, list[Rest]]:
-    """Of the values of a region that are needed elsewhere too, those of which only other parts are needed.
+) -> list[Rest]:
+    """What stays of the values of a region of which only other parts are needed elsewhere.
 
     Args:
         match: the match.
         tape: where it is.
         inside: the values that are not there without the region.
         escaping: values of the region, each with what is computed of it outside.
-
-    Returns:
-        For each such value what stays of it; others are not in it.
     """
-    found: dict[Value, list[Rest]] = {}
+    found: list[Rest] = []
     for whole, others in escaping.items():
-        try:
-            found[whole] = list(_Splitter(match, tape, set(inside), whole).rests(others))
-        except Unreadable:
-            continue
+        with contextlib.suppress(Unreadable, NoMatch):
+            found += list(_Splitter(match, tape, set(inside), whole).rests(others))
     return found
 
 
@@ -86,7 +83,8 @@ class _Splitter:
         self.tape = tape
         self.inside = inside
         self.whole = whole
-        self.reader = Reader(self._preference)
+        assert match.root.op is not None
+        self.reader = Reader(self._preference, match.root.op.state.grad_enabled)
         self.index = tuple(self.reader.axes.current(i) for i in match.visited[whole])
         cut = [d for d, i in enumerate(self.index) if not i.covers(whole.shape[d])]
         if len(cut) != 1 or not isinstance(whole.shape[cut[0]], int):
@@ -104,14 +102,14 @@ class _Splitter:
             raise Unreadable("grad mode changes")
         read = [self._range(leaf) for leaf in self._read()]
         wanted = dict(found for value in others for found in self._wanted(value, read))
-        ordered = sorted(wanted, key=lambda value: self._range(wanted[value][1]))
         runs: list[list[Value]] = []
-        for value in ordered:
-            before = self._range(wanted[runs[-1][-1]][1]) if runs else (0, -1)
-            if runs and self._range(wanted[value][1])[0] <= before[1] + 1:
-                runs[-1].append(value)
-            else:
-                runs.append([value])
+        end = -1
+        for value in sorted(wanted, key=lambda value: self._range(wanted[value][1])):
+            first, last = self._range(wanted[value][1])
+            if not runs or first > end + 1:
+                runs.append([])
+            runs[-1].append(value)
+            end = max(end, last)
         for run in runs:
             yield self._rest({value: wanted[value] for value in run})
 

@@ -60,7 +60,7 @@ class Surgeon:
             try:
                 emitter = _Emitter(self, graph, last, new, scope.inference.get(last))
                 result = self._emit(match, region, emitter)
-                staying = [one for rest in region.stays for one in self._stay(match, rest, new)]
+                staying = [one for rest in region.rests for one in self._stay(match, region, rest, new)]
             except NoMatch:
                 for node in reversed(new):
                     graph.erase_node(node)
@@ -123,18 +123,20 @@ class Surgeon:
         assert original is not None
         return emitter.like(emitter.cast(builder.root(result, match), match.root.dtype), original)
 
-    def _stay(self, match: Match, rest: Rest, new: list[fx.Node]) -> Iterator[tuple[Value, fx.Node]]:
+    def _stay(
+        self, match: Match, region: Region, rest: Rest, new: list[fx.Node]
+    ) -> Iterator[tuple[Value, fx.Node]]:
         """Compute what stays of a product, in its place; each value that is wanted of it, and its node."""
         whole = rest.columns.whole
         assert whole.op is not None and whole.op.node is not None
         graph, node = match.scope.module.graph, whole.op.node
         with graph.inserting_before(node.next):
             emitter = _Emitter(self, graph, node, new)
-            builder = emitter.builder(match, whole.time)
+            builder = emitter.builder(match, whole.time, region.dtype)
             columns = emitter.cast(builder.columns(rest, match), whole.dtype)
             for value, own in builder.wanted(rest, columns).items():
                 assert value.handle.tensor is not None
-                yield value, emitter.ordered(own, value.handle.tensor)
+                yield value, emitter.ordered(emitter.cast(own, value.dtype), value.handle.tensor)
 
     def _redirect(self, match: Match, position: float, result: fx.Node) -> None:
         """Give the result to everything that used the root's tensor after it was complete."""
@@ -151,7 +153,7 @@ class Surgeon:
         """Erase the region's own nodes, and what was computed for them only."""
         nodes = {op.node for op in region.ops if op.node is not None}
         nodes |= {node for value in region.values for node in value.handle.nodes_in(scope)}
-        for rest in region.stays:
+        for rest in region.rests:
             nodes |= {node for value in rest.between for node in value.handle.nodes_in(scope)}
         while nodes:
             node = max(nodes, key=lambda n: scope.order.get(n, -1))
@@ -189,11 +191,14 @@ class _Emitter:
         self.entered = entered
         self.extents: dict[Axis, Any] = {}
 
-    def builder(self, match: Match, time: int) -> Builder[fx.Node]:
-        """What takes the steps of a rewrite on nodes, at a time of the graph."""
+    def builder(self, match: Match, time: int, dtype: torch.dtype | None = None) -> Builder[fx.Node]:
+        """What takes the steps of a rewrite on nodes, at a time of the graph.
+
+        Products are in a dtype, or else in the wider one of what is multiplied.
+        """
         return Builder[fx.Node](
             self.call,
-            self.matmul,
+            lambda a, b: self.matmul(a, b, dtype),
             lambda value: self.tensor(value, match.scope, time),
             lambda axis: self.extent(axis, match),
             lambda node, factor: self.call("mul", node, float(factor)),
@@ -258,9 +263,10 @@ class _Emitter:
             raise NoMatch(f"no operand has the symbolic size {axis.size} as a dimension", match.root)
         return self.extents[axis]
 
-    def matmul(self, a: fx.Node, b: fx.Node) -> fx.Node:
-        """The product of two matrices, or of batches of them, in the wider dtype of the two."""
-        dtype = torch.promote_types(*(node.meta["example_value"].dtype for node in (a, b)))
+    def matmul(self, a: fx.Node, b: fx.Node, dtype: torch.dtype | None) -> fx.Node:
+        """The product of two matrices, or of batches of them."""
+        if dtype is None:
+            dtype = torch.promote_types(*(node.meta["example_value"].dtype for node in (a, b)))
         return self.call(torch.matmul, self.cast(a, dtype), self.cast(b, dtype))
 
     def cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:

@@ -159,7 +159,7 @@ FAULTS = (
         "matcher",
         "an axis has the role that it fits the least",
         FOUND,
-        (Edit("matching.roles:Roles._role", "return min(", "return max("),),
+        (Edit("matching.roles:AxisRoles._role", "return min(", "return max("),),
     ),
     Fault(
         "matcher",
@@ -174,7 +174,7 @@ FAULTS = (
         NEAR,
         (
             Edit(
-                "matching.roles:Roles._operand",
+                "matching.roles:AxisRoles._operand",
                 "if not (one.index == twin.index and",
                 "if (False and not",
             ),
@@ -264,7 +264,7 @@ FAULTS = (
         "rewrite",
         "what is used elsewhere is taken",
         NEAR,
-        (Edit("rewriting.refusals:used_elsewhere", "if not users or value in region.rests:", "if True:"),),
+        (Edit("rewriting.refusals:used_elsewhere", "if not users or any", "if True or any"),),
     ),
     Fault(
         "gradients",

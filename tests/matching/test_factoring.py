@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mhf_compile.matching.factoring import factored
-from mhf_compile.notation import Axis, Factor, Func, Index, Leaf, Term
+from mhf_compile.notation import Axis, Factor, Func, Index, Leaf, Term, known
 
 At = Mapping[Axis, int]
-N, D, F, R = (Axis(size, name) for size, name in ((3, "n"), (2, "d"), (4, "f"), (2, "r")))
+SIZES = {"n": 3, "d": 2, "f": 4, "r": 2}
+N, D, F, R = (Axis(size, name) for name, size in SIZES.items())
 
 
 class Named:
@@ -33,14 +34,14 @@ def entry(value: Named, *axes: Axis) -> Leaf:
 
 
 def everywhere(axes: Sequence[Axis]) -> Iterator[dict[Axis, int]]:
-    for numbers in itertools.product(*(range(int(axis.size)) for axis in axes)):  # type: ignore[arg-type]
+    for numbers in itertools.product(*(range(known(axis.size, {})) for axis in axes)):
         yield dict(zip(axes, numbers, strict=True))
 
 
 def value(factor: Factor, at: At) -> float:
     if isinstance(factor, Leaf):
-        where = tuple(at[axis] for axis in factor.axes)
-        return float(factor.value.tensor[where])  # type: ignore[attr-defined]
+        assert isinstance(factor.value, Named)
+        return float(factor.value.tensor[tuple(at[axis] for axis in factor.axes)])
     assert isinstance(factor, Func)
     if isinstance(factor.argument, Leaf):
         return 1 / value(factor.argument, at)
@@ -87,7 +88,7 @@ def test_an_axis_of_one_term_is_not_taken_for_one_of_another() -> None:
 @st.composite
 def products(draw: st.DrawFn, tensors: Sequence[Named]) -> Term:
     """A product of leaves and functions of free axes, and of axes of its own that it sums over."""
-    bound = [Axis(int(axis.size)) for axis in (D, F, R)]  # type: ignore[arg-type]
+    bound = [Axis(SIZES[name]) for name in "dfr"]
     axes = {3: [N], 2: [*bound[::2], bound[0]], 4: [bound[1], F]}
     factors: list[Factor] = []
     for _ in range(draw(st.integers(2, 4))):

@@ -628,14 +628,14 @@ FAULTS = [
     ),
     fault(
         "any two are the same",
-        "matching.roles:Roles._same_tensor",
+        "matching.roles:AxisRoles._same_tensor",
         "return self.numbering.same(a.value, b.value)",
         "return True",
         two_inputs,
     ),
     fault(
         "any two entries are the same",
-        "matching.roles:Roles._operand",
+        "matching.roles:AxisRoles._operand",
         "one.index == twin.index and",
         "",
         selected_inputs,
@@ -720,7 +720,7 @@ PARTLY = [
 MISSES = [
     fault(
         "an axis has the role that it fits the least",
-        "matching.roles:Roles._role",
+        "matching.roles:AxisRoles._role",
         "return min(",
         "return max(",
         gated,

@@ -45,10 +45,9 @@ def transposed(x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
 @pytest.mark.parametrize(("program", "runs"), [(last, 1), (first, 1), (apart, 2), (transposed, 1)])
 def test_neighbouring_columns_stay_one_product(program: Callable[..., Tensor], runs: int) -> None:
     ((match, region),) = matches(program, *TENSORS)
-    (stays,) = region.rests.values()
-    assert len(stays) == runs and region.stays == stays
-    assert sum(rest.columns.shape[-1] for rest in stays) == 2 * S
-    assert proof.prove(match, stays) == "exact"
+    assert len(region.rests) == runs
+    assert sum(rest.columns.shape[-1] for rest in region.rests) == 2 * S
+    assert proof.prove(match, region.rests) == "exact"
 
 
 @pytest.mark.parametrize("program", [last, first, apart, transposed])
@@ -66,7 +65,7 @@ def test_values_are_those_of_the_program(program: Callable[..., Tensor]) -> None
 
 def test_a_wrong_column_is_refused() -> None:
     ((match, region),) = matches(last, *TENSORS)
-    (rest,) = region.stays
+    (rest,) = region.rests
     (value, (index, leaf)), *_ = rest.wanted.items()
     moved = replace(leaf.index[-1], offset=leaf.index[-1].offset + 1)
     wrong = Leaf(leaf.value, (*leaf.index[:-1], moved))
@@ -93,5 +92,48 @@ def whole(x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
 def test_it_stays_where_no_column_is_needed_of_both(program: Callable[..., Tensor], stays: bool) -> None:
     options = {"flashmhf.dense": "always", "flashmhf.strict": True}
     report = mhf_compile.explain(program, *TENSORS, options=options)
-    assert len(report.rewrites) == stays
+    assert len(report.rewrites) == stays and len(report.misses) == (not stays)
     assert all("used elsewhere" in miss.reason for miss in report.misses)
+
+
+def without_gradients(x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    y = linear(x, w, b)
+    with torch.no_grad():
+        scale = y[:, 2 * F : 2 * F + S]
+    return (silu(y[:, :F]) * y[:, F : 2 * F]) @ v * scale.sigmoid()
+
+
+def test_what_has_no_gradient_does_not_get_one() -> None:
+    """The columns are cut out where autograd is off."""
+    tensors = [tensor.double().requires_grad_() for tensor in TENSORS]
+    options = {"flashmhf.dense": "always", "flashmhf.inner": "eager", "flashmhf.prove": "never"}
+    torch._dynamo.reset()
+    compiled = torch.compile(without_gradients, backend="flashmhf", options=options)
+    found, wanted = (torch.autograd.grad(f(*tensors).sum(), tensors) for f in (compiled, without_gradients))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def cast_before_it_is_cut(x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    y = linear(x, w, b)
+    scale = y.double()[:, 2 * F : 2 * F + S]
+    return (silu(y[:, :F]) * y[:, F : 2 * F]) @ v * scale.exp()
+
+
+def cast_on_the_way_in(x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    y = linear(x.bfloat16(), w.bfloat16(), b.bfloat16())
+    return (silu(y[:, :F]) * y[:, F : 2 * F]) @ v.bfloat16() + y[:, 2 * F : 2 * F + S].cos()
+
+
+@pytest.mark.parametrize("program", [cast_before_it_is_cut, cast_on_the_way_in])
+def test_columns_have_the_dtype_that_the_program_gave_them(program: Callable[..., Tensor]) -> None:
+    """In what follows, and in the product: of what is cast for it, the cast may be read through."""
+    module, inputs = captured(program, list(TENSORS))
+    (wanted,) = module(*inputs)
+    rewritten, report = mhf_compile.rewrite(module, inputs, dense="always")
+    assert len(report.rewrites) == 1
+    (found,) = rewritten(*inputs)
+    assert found.dtype == wanted.dtype
+    (product,) = (node for node in rewritten.graph.nodes if node.target is torch.matmul)
+    given = {node.meta["example_value"].dtype for node in product.all_input_nodes}
+    assert given == {torch.bfloat16 if program is cast_on_the_way_in else torch.float32}

@@ -407,8 +407,8 @@ def bias_of_values_in_groups_of_a_convolution():
 
 @case
 def bias_of_values_of_a_stacked_state():
-    members = [ungated(bias=True) for _ in range(E)]
-    state, _ = stack_module_state(members)  # type: ignore[arg-type]
+    members: list[nn.Module] = [ungated(bias=True) for _ in range(E)]
+    state, _ = stack_module_state(members)
     template = ungated(bias=True).to("meta")
 
     def experts(x, g, *weights):
