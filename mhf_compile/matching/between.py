@@ -18,7 +18,7 @@ from mhf_compile import notation
 from mhf_compile.notation import Axes, Size, Unreadable
 from mhf_compile.reading.reader import FLOATS, entry_axes
 from mhf_compile.reading.rules import ALGEBRA, RULES, Kind, kind_of
-from mhf_compile.tape.operations import CREATIONS, GATHERS, PRODUCTS
+from mhf_compile.tape.operations import CREATIONS, GATHERS, WHOLE_PRODUCTS
 from mhf_compile.tape.tape import Tape
 from mhf_compile.tape.values import Op, Value
 
@@ -54,7 +54,7 @@ class BetweenProducts:
 
     def _factors(self, op: Op) -> Factors | None:
         """What a product contracts: nothing if it contracts positions as well; None of what is no product."""
-        if op.name in PRODUCTS:
+        if op.name in WHOLE_PRODUCTS:
             return op.inputs
         rule = RULES.get(op.name)
         if rule is None or rule.products is None:

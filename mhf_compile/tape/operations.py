@@ -24,10 +24,10 @@ CREATIONS = _names(
 GATHERS = _names("index index_select gather embedding take")
 """Operations that take entries of their first argument by numbers in another, each any number of times."""
 
-PRODUCTS = _names(
+WHOLE_PRODUCTS = _names(
     "linear matmul _grouped_mm _scaled_mm _scaled_grouped_mm _int_mm _weight_int8pack_mm _weight_int4pack_mm"
 )
-"""Products that no rule reads, also those that subclasses of tensors have whole."""
+"""Products that stay whole: of weights in another format, and those of subclasses of tensors."""
 
 OVERWRITES = _names("copy zero fill")
 """Operations that in place keep nothing of what was there."""
