@@ -69,6 +69,13 @@ class Refusal(NoMatch):
     """Why a match is left alone: it is the pattern, but leaving it out could be seen."""
 
 
+class NeededElsewhere(Refusal):
+    """A match is left alone because the program needs the value ``at`` for something else.
+
+    That is no reason of a smaller match, of which the value is the result.
+    """
+
+
 NO_GRAD = "put no_grad around all of it"
 NO_DROPOUT = "set the probability to 0, or move the dropout behind the product with the values"
 NO_ZEROS = "leave out what is multiplied by 0"

@@ -20,7 +20,7 @@ from mhf_compile.matching.candidates import Candidates
 from mhf_compile.matching.linearity import Linearity
 from mhf_compile.matching.match import Match, Unmatched
 from mhf_compile.matching.normal_form import normal_form
-from mhf_compile.matching.reasons import NO_GRAD, NoMatch, Progress, Refusal, Stage, nearest
+from mhf_compile.matching.reasons import NO_GRAD, NeededElsewhere, NoMatch, Progress, Refusal, Stage, nearest
 from mhf_compile.matching.unify import unify
 from mhf_compile.notation import Func, Index, Leaf, Term, Unreadable
 from mhf_compile.notation.fold import parts
@@ -171,7 +171,8 @@ class _Search:
                     if match is not None:  # a part of it may be refused just for being a part
                         why.progress = Progress(Stage.MATCH, match.hidden)
                     for anchor in linear[root]:
-                        failed.setdefault(anchor, []).append(why)
+                        larger = failed.get(anchor, [])
+                        failed[anchor] = [*(one for one in larger if not _is_behind(one, why, root)), why]
             pending += candidates.within(value)
         unmatched: list[Unmatched] = []
         for anchor in self.linearity.anchors:
@@ -249,6 +250,12 @@ class _Search:
             self.tape.hints,
             numbering,
         )
+
+
+def _is_behind(larger: NoMatch, smaller: NoMatch, root: Value) -> bool:
+    """Whether a match is refused for what is done with all of a smaller one with as many hidden values."""
+    same = larger.progress == smaller.progress and isinstance(larger, NeededElsewhere)
+    return same and larger.at is not None and larger.at.time >= root.time
 
 
 @cache

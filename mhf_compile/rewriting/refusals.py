@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from mhf_compile import notation
 from mhf_compile.kernels.support import unsupported
-from mhf_compile.matching.reasons import NO_DROPOUT, NO_GRAD, NORMALISED, NORMS, Refusal
+from mhf_compile.matching.reasons import NO_DROPOUT, NO_GRAD, NORMALISED, NORMS, NeededElsewhere, Refusal
 from mhf_compile.notation.fold import parts
 from mhf_compile.patterns.pattern import Purpose
 from mhf_compile.reading.reader import Reader
@@ -158,7 +158,7 @@ def returned(region: Region, value: Value) -> Refusal | None:
     """Whether a value leaves the graph."""
     if value not in region.match.scope.returned:
         return None
-    return Refusal(
+    return NeededElsewhere(
         f"the intermediate {value} is returned as well{_line(value.op)}",
         value,
         advice="return it only when it is needed",
@@ -177,7 +177,7 @@ def used_elsewhere(region: Region, value: Value) -> Refusal | None:
     dropout = next((op for op in siblings if op.random), None)
     use = dropout or _first_use(region, user)
     by = f"dropout or other randomness ({use.title})" if dropout is not None else use.title
-    return Refusal(
+    return NeededElsewhere(
         f"the intermediate {value} is used elsewhere as well, by {by}{_line(use)}",
         value,
         advice=NO_DROPOUT if dropout is not None else _use_elsewhere(user),
