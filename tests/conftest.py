@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter, defaultdict
 from typing import Any
@@ -16,6 +17,15 @@ PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 def pytest_configure() -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // PROCESSES))
+    # After each compile Dynamo looks for garbage, and flushes the caches to time its guards.
+    torch._dynamo.config.run_gc_after_compile = False
+    torch._dynamo.guards.profile_guard_manager = lambda *_: 0.0
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test is no garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

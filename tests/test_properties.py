@@ -40,7 +40,7 @@ BOUNDED = settings(
     database=None,
     deadline=None,
     suppress_health_check=list(HealthCheck),
-    max_examples=4,
+    max_examples=3,
     phases=[Phase.generate],  # a failure prints its few edits as it is
 )
 
@@ -142,7 +142,7 @@ def test_pieces_change_no_verdict(name: str) -> None:
     check()
 
 
-@settings(BOUNDED, max_examples=36)
+@settings(BOUNDED, max_examples=18)
 @given(st.data())
 def test_edits_change_no_verdict_on_what_people_write(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(CASES)))
@@ -234,7 +234,7 @@ NEAR_MISSES = [
 def test_near_misses_stay_refused(program: Callable[..., Tensor]) -> None:
     base = capture(program, Spelling(program, "q k u v r").tensors(torch.float64))
 
-    @settings(BOUNDED, max_examples=3)
+    @settings(BOUNDED, max_examples=2)
     @given(edited(base))
     def check(changed: Program) -> None:
         result, report = rewritten(changed)
@@ -254,7 +254,7 @@ def test_an_edit_keeps_values_and_gradients(edit: Edit) -> None:
     bases = [base for base in map(spelling_program, BY_NAME) if edit.places(base.module)]
     assert bases
 
-    @settings(BOUNDED, max_examples=6, phases=[Phase.generate])
+    @settings(BOUNDED, max_examples=3, phases=[Phase.generate])
     @given(st.data())
     def check(data: st.DataObject) -> None:
         base = data.draw(st.sampled_from(bases))

@@ -333,39 +333,39 @@ PROPERTIES = (
     *of(
         programs(),
         {
-            values_and_gradients_are_those_of_eager: 12,
-            each_feed_forward_is_one_call: 12,
-            the_report_has_the_sizes_of_the_program: 8,
-            nothing_that_is_given_is_changed: 5,
-            a_program_run_twice_is_the_same: 5,
-            a_compiled_model_is_still_a_module: 5,
-            proof_and_floats_agree: 10,
-            with_aot_eager_it_is_the_same: 5,
-            with_inductor_it_is_the_same: 2,
-            sizes_cost_no_guard_and_no_compile: 5,
+            values_and_gradients_are_those_of_eager: 8,
+            each_feed_forward_is_one_call: 8,
+            the_report_has_the_sizes_of_the_program: 5,
+            nothing_that_is_given_is_changed: 3,
+            a_program_run_twice_is_the_same: 3,
+            a_compiled_model_is_still_a_module: 3,
+            proof_and_floats_agree: 6,
+            with_aot_eager_it_is_the_same: 3,
+            with_inductor_it_is_the_same: 1,
+            sizes_cost_no_guard_and_no_compile: 3,
         },
     ),
-    *of(programs(spec={"batch": 3, "length": 6}), {few_tokens_prove_what_all_do: 7}),
+    *of(programs(spec={"batch": 3, "length": 6}), {few_tokens_prove_what_all_do: 4}),
     Property(
         the_error_is_at_most_twice_eager_s,
         programs(spec={**LARGER, "dtype": "float32"}, detours=0)
         | programs(spec={**LARGER, "dtype": "bfloat16"}, detours=0),
-        8,
+        5,
     ),
     # No two of its sizes are equal: PyTorch takes equal ones for one symbol.
     # A known gap: pieces of such a size are not read.
     *of(
         programs(spec={"batch": 7, "length": 5}).filter(lambda program: ".split([" not in program.text),
-        {with_dynamic_sizes_it_is_the_same: 6},
+        {with_dynamic_sizes_it_is_the_same: 3},
     ),
-    *of(programs(spec={"batch": 4, "length": 4}), {with_sizes_that_share_a_symbol_it_is_never_wrong: 4}),
+    *of(programs(spec={"batch": 4, "length": 4}), {with_sizes_that_share_a_symbol_it_is_never_wrong: 2}),
     *of(
         programs(spec={"heads": 1, "group": 1, "networks": 1}, flow="parallel"),
-        {dense_ones_are_left_where_it_is_said: 4},
+        {dense_ones_are_left_where_it_is_said: 2},
     ),
-    *of(mutants(), {a_mutant_is_never_wrong: 32, a_graph_without_a_rewrite_is_as_it_came: 10}),
+    *of(mutants(), {a_mutant_is_never_wrong: 16, a_graph_without_a_rewrite_is_as_it_came: 6}),
     *of(
         programs(spec={"networks": 2, "routed": True}, routing=ROUTED_VALUES, verb_down="einsum"),
-        {r_on_the_values_is_left_alone: 6},
+        {r_on_the_values_is_left_alone: 3},
     ),
 )
