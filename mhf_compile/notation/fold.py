@@ -214,26 +214,39 @@ def _fold(group: list[_Member], axes: Axes) -> Term:
     for member, constant in zip(group, outermost, strict=True):
         parts.setdefault(constant, []).append(member)
     if len(parts) == len(group):
-        return _progression(group, axes)
-    inner = [_fold(part, axes) for part in parts.values()]
-    forms = [_form(term) for term in inner]
+        return _grid(group, axes)
+    return _fold_again([_fold(part, axes) for part in parts.values()], axes)
+
+
+def _fold_again(terms: list[Term], axes: Axes) -> Term:
+    """One term for a progression of terms that are progressions."""
+    forms = [_form(term) for term in terms]
     if any(form != forms[0][0] for form, _ in forms):
         raise _Unfoldable
-    return _fold([(term, constants) for term, (_, constants) in zip(inner, forms, strict=True)], axes)
+    return _fold([(term, constants) for term, (_, constants) in zip(terms, forms, strict=True)], axes)
+
+
+def _grid(group: list[_Member], axes: Axes) -> Term:
+    """One term for terms that all differ: over an axis, or several that tensors have in different orders."""
+    columns = list(zip(*(constants for _, constants in group), strict=True))
+    numbers = [c for c in columns if all(isinstance(n, int) for n in c) and len(set(c)) == len(c)]
+    if numbers:
+        group = [group[row] for row in sorted(range(len(group)), key=lambda row: numbers[0][row])]
+    for size in range(len(group), 1, -1):
+        if len(group) % size == 0:
+            with contextlib.suppress(_Unfoldable):
+                rows = [group[first : first + size] for first in range(0, len(group), size)]
+                return _fold_again([_progression(row, axes) for row in rows], axes)
+    raise _Unfoldable
 
 
 def _progression(group: list[_Member], axes: Axes) -> Term:
     """One term over a new axis for terms whose constants are each affine in the position."""
     columns = list(zip(*(constants for _, constants in group), strict=True))
-    numbers = [c for c in columns if all(isinstance(n, int) for n in c) and len(set(c)) == len(c)]
-    if numbers:
-        order = sorted(range(len(group)), key=lambda row: numbers[0][row])
-        group = [group[row] for row in order]
-        columns = [tuple(column[row] for row in order) for column in columns]
+    steps = [_step(column) for column in columns]
     axis = Axis(len(group))
     axes.pieced.add(axis)
     term, _ = group[0]
-    steps = [_step(column) for column in columns]
     rebuilt = _rebuild(term, iter(zip(columns, steps, strict=True)), axis)
     return replace(rebuilt, bound=(*rebuilt.bound, axis))
 

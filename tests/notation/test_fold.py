@@ -1,7 +1,9 @@
 """Loops, lists of modules and concatenations folded into axes."""
 
 from itertools import permutations
+from math import prod
 
+import numpy as np
 import pytest
 import sympy
 import torch
@@ -41,6 +43,17 @@ def test_a_loop_over_slices_is_a_sum_over_an_axis():
 def test_the_order_of_a_loop_does_not_matter(order):
     _, (term,), _ = folded(lambda x, w: sum(x[i] * w[i] for i in order), (4, 2), (4, 2))
     assert sizes(term) == [4]
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
+def test_tensors_may_have_the_axes_of_loops_in_different_orders(order):
+    def function(x, w):
+        w = w.view(2, 3, 2, 5).permute(*order, 3)
+        x = x.view(*w.shape)
+        return sum(x[i, j, k] * w[i, j, k] for k, j, i in np.ndindex(*w.shape[2::-1]))
+
+    _, (term,), _ = folded(function, (60,), (60,))
+    assert prod(sizes(term)) == 12
 
 
 def test_a_loop_that_accumulates_in_place_is_one():
