@@ -513,48 +513,35 @@ def dropped_out_input(x, w_gate, w_up, w_down):
     return linear(silu(linear(x, w_gate)) * linear(x, w_up), w_down)
 
 
-# -- activations that the op does not know ------------------------------------------------------------------
+# -- functions of the gate, and what is none -----------------------------------------------------------------
 
 
 def gated(act: Callable[[Tensor], Tensor], reason: str, name: str) -> None:
-    """A dense feed-forward with an activation."""
+    """A dense feed-forward with an activation, refused for a reason, or found where that is empty."""
 
     def program(x, w_gate, w_up, w_down):
         return linear(act(linear(x, w_gate)) * linear(x, w_up), w_down)  # here
 
     program.__name__ = name
     own = act if getattr(act, "__name__", "") == "<lambda>" else program
-    refused("activation", reason, at=own)(program)
+    (refused("activation", reason, at=own) if reason else right("activation"))(program)
 
 
-gated(torch.tanh, "the activation is tanh", "tanh_gate")
 gated(lambda g: g.clamp(min=torch.zeros_like(g)), "the activation is clamp", "clamp_by_a_tensor_gate")
-gated(nnf.elu, "the activation is elu", "elu_gate")
-gated(nnf.selu, "the activation is .*elu", "selu_gate")
-gated(nnf.celu, "the activation is .*elu", "celu_gate")
-gated(nnf.leaky_relu, "the activation is leaky_relu", "leaky_relu_gate")
-gated(nnf.softplus, "the activation is softplus", "softplus_gate")
-gated(nnf.mish, "the activation is mish", "mish_gate")
-gated(nnf.hardswish, "the activation is hardswish", "hardswish_gate")
-gated(nnf.hardsigmoid, "the activation is hardsigmoid", "hardsigmoid_gate")
-gated(nnf.relu6, "the activation is hardtanh", "relu6_gate")
-gated(nnf.softsign, "the activation is", "softsign_gate")
-gated(nnf.logsigmoid, "the activation is logsigmoid", "logsigmoid_gate")
-gated(lambda g: torch.clamp(g, min=0), r"the activation is clamp", "clamp_gate")
-gated(lambda g: nnf.threshold(g, 0.5, 0), "the activation is threshold", "threshold_gate")
 gated(lambda g: torch.where(g > 0.5, g, 0.0), "the activation is .*where", "where_gate")
-gated(lambda g: relu(g).pow(3), "the activation is", "relu_cubed_gate")
-gated(lambda g: silu(g) + 1, "the activation is silu|something else is added", "silu_plus_one_gate")
-gated(lambda g: g * torch.sigmoid(g + 1), "the activation is", "shifted_silu_gate")
-gated(lambda g: g / (1 + 0.999 * torch.exp(-g)), "the activation is", "silu_constant_off_gate")
-gated(
-    lambda g: 0.5 * g * (1 + torch.tanh(0.79788456 * (g + 0.044715 * g**3))),
-    "the activation is",
-    "gelu_constant_off_gate",
-)
-gated(lambda g: 0.5 * g * (1 + torch.erf(g / 1.414)), "the activation is", "gelu_erf_constant_off_gate")
-gated(lambda g: torch.sin(g), "the activation is sin", "sine_gate")
+gated(lambda g: torch.maximum(g, 0.2 * g), "the activation is maximum", "maximum_gate")
 gated(lambda g: torch.rrelu(g, training=True), "the activation is rrelu", "rrelu_gate")
+gated(lambda g: silu(g + torch.randn_like(g)), "the argument of silu", "noisy_gate")
+gated(lambda g: g * torch.softmax(g, -1), "entries for each token", "softmax_gate")
+gated(torch.tanh, "", "tanh_gate")
+gated(nnf.selu, "", "selu_gate")
+gated(nnf.relu6, "", "relu6_gate")
+gated(lambda g: torch.clamp(g, min=0), "", "clamp_gate")
+gated(lambda g: silu(g) + 1, "", "silu_plus_one_gate")
+gated(lambda g: g * torch.sigmoid(g + 1), "", "shifted_silu_gate")
+gated(lambda g: g / (1 + 0.999 * torch.exp(-g)), "", "silu_constant_off_gate")
+gated(lambda g: 0.5 * g * (1 + torch.tanh(0.79788456 * (g + 0.044715 * g**3))), "", "gelu_constant_off_gate")
+gated(lambda g: 0.5 * g * (1 + torch.erf(g / 1.414)), "", "gelu_erf_constant_off_gate")
 
 
 @right("activation")

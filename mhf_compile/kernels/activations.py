@@ -1,13 +1,20 @@
-"""The elementwise functions a gate may use."""
+"""What hidden values are of their scores: functions of the gate, by name, and expressions of gate and up."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mhf_compile.kernels import expressions
+from mhf_compile.kernels.expressions import Expression, Variable, evaluate, evaluate_all
+
 aten = torch.ops.aten
+
+GATE, UP = Variable("gate"), Variable("up")
+"""The scores."""
 
 
 class Activation(NamedTuple):
@@ -51,3 +58,109 @@ ACTIVATIONS: dict[str, Activation] = {
     "sigmoid": Activation(torch.sigmoid, _sigmoid_backward),
     "identity": Activation(lambda x: x, lambda grad, x: grad),
 }
+
+
+def expression_of(activation: str, gated: bool) -> Expression | None:
+    """The hidden value as an expression of GATE, and UP where it is gated; None of those known by name.
+
+    Args:
+        activation: a name, or an expression; one of the gate alone is multiplied with the up score.
+        gated: whether there is an up score.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if activation in ACTIVATIONS:
+        return None
+    try:
+        expression = expressions.parse(activation)
+    except ValueError as error:
+        raise ValueError(f"activation: {error}, or one of {', '.join(ACTIVATIONS)}") from error
+    names = expressions.variables(expression)
+    if others := ", ".join(sorted(names - {"gate", "up"})):
+        raise ValueError(f"activation: found {others} in {activation!r}, want gate and up only")
+    if "gate" not in names:
+        raise ValueError(f"activation: found no gate in {activation!r}")
+    if "up" in names and not gated:
+        raise ValueError(f"activation: found up in {activation!r}, want gate only where u is None")
+    return expression * UP if gated and "up" not in names else expression
+
+
+def is_expression(activation: str) -> bool:
+    """Whether an activation is an expression of the gate."""
+    try:
+        return expression_of(activation, False) is not None
+    except ValueError:
+        return False
+
+
+class Hidden:
+    """Hidden values of blocks of scores, and the gradients of the scores.
+
+    Args:
+        activation: as in the operator.
+        gated: whether there is an up score.
+    """
+
+    def __init__(self, activation: str, gated: bool) -> None:
+        self.named = ACTIVATIONS.get(activation)
+        self.expression = expression_of(activation, gated)
+        self.gradients = (
+            expressions.gradients(self.expression, ("gate", "up")[: 1 + gated]) if self.expression else ()
+        )
+
+    def __call__(self, gate: Tensor, up: Tensor | None) -> Tensor:
+        """Hidden values, differentiable any number of times."""
+        if self.expression is not None:
+            return evaluate(self.expression, _scores(gate, up))
+        assert self.named is not None
+        activated = self.named.function(gate)
+        return activated if up is None else activated * up
+
+    def forward(self, gate: Tensor, up: Tensor | None) -> Tensor:
+        """Hidden values, where there is no further use of the scores: they may be overwritten."""
+        if self.named is None or up is None:
+            return self(gate, up)
+        return up.mul_(self.named.function(gate))
+
+    def again(self, gate: Tensor, up: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Hidden values, and what ``backward`` needs beside the scores."""
+        if self.named is None:
+            hidden = self(gate, up)
+            return hidden.clone() if hidden is gate or hidden is up else hidden, None
+        activated = self.named.function(gate)
+        return activated if up is None else activated * up, activated
+
+    def backward(
+        self, gradient: Tensor, gate: Tensor, up: Tensor | None, activated: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The gradients of gate and up by that of hidden values. All that is given may be overwritten."""
+        if self.named is None:
+            given = {**_scores(gate, up), "gradient": gradient}
+            d_gate, *others = evaluate_all([*self.gradients], given)
+            return d_gate, others[0] if others else None
+        if up is None:
+            return self.named.backward(gradient, gate), None
+        assert activated is not None
+        d_up = activated.mul_(gradient)
+        return self.named.backward(up.mul_(gradient), gate), d_up
+
+
+def _scores(gate: Tensor, up: Tensor | None) -> dict[str, Tensor]:
+    return {"gate": gate} if up is None else {"gate": gate, "up": up}
+
+
+hidden_of = lru_cache(maxsize=1024)(Hidden)
+"""The Hidden of an activation, made once."""
+
+
+@lru_cache(maxsize=1024)
+def compiled_in(activation: str, gated: bool) -> str:
+    """What kernels are compiled with: a name, or the programs of the hidden value and of its gradients."""
+    expression = expression_of(activation, gated)
+    if expression is None:
+        return activation
+    names = ("gate", "up")[: 1 + gated]
+    forward = expressions.program((expression,), names)
+    backward = expressions.program(expressions.gradients(expression, names), (*names, "gradient"))
+    return f"{forward} | {backward}"

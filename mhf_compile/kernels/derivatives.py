@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from mhf_compile.kernels.activations import ACTIVATIONS
+from mhf_compile.kernels.activations import hidden_of
 
 T = TypeVar("T")
 
@@ -45,10 +45,10 @@ def formula(operands: Iterable[Any], activation: str, gate_scale: float, scale: 
     gate = torch.einsum("bthd,hefd->bthef", q, k[heads]) * gate_scale
     if gate_bias is not None:
         gate = gate + gate_bias[heads]
-    hidden = ACTIVATIONS[activation].function(gate)
-    if u is not None:
-        up = torch.einsum("bthd,hefd->bthef", q, u[heads])
-        hidden = hidden * (up if up_bias is None else up + up_bias[heads])
+    up = None if u is None else torch.einsum("bthd,hefd->bthef", q, u[heads])
+    if up is not None and up_bias is not None:
+        up = up + up_bias[heads]
+    hidden = hidden_of(activation, u is not None)(gate, up)
     if r is not None:
         hidden = hidden * r.to(q.dtype).unsqueeze(-1)
     out: Tensor = torch.einsum("bthef,hefo->btho", hidden, v[heads]) * scale

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mhf_compile.kernels.activations import ACTIVATIONS
+from mhf_compile.kernels.activations import expression_of
 from mhf_compile.kernels.derivatives import directional, formula, of_present
 from mhf_compile.kernels.support import DTYPES, unsupported
 
@@ -117,8 +117,7 @@ def _check(
     activation: str,
 ) -> None:
     """Raise unless the operands are as the docstring of `flash_mhf` says."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: found {activation!r}, want one of {', '.join(ACTIVATIONS)}")
+    expression_of(activation, u is not None)  # or it says what is wrong
     for name, x, axes in (("q", q, "[B, T, H, D]"), ("k", k, "[Hk, E, F, D]"), ("v", v, "[Hk, E, F, O]")):
         if x.dim() != 4:
             raise ValueError(f"{name}: found shape {list(x.shape)}, want {axes}")

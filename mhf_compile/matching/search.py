@@ -15,6 +15,7 @@ from functools import cache
 
 import torch
 
+from mhf_compile.kernels.activations import is_expression
 from mhf_compile.matching.between import BetweenProducts
 from mhf_compile.matching.candidates import Candidates
 from mhf_compile.matching.linearity import Linearity
@@ -230,7 +231,7 @@ class _Search:
             if error.at is not None and error.at.op is not None and error.at.op.state.grad_enabled != grad:
                 raise NoMatch("grad mode changes inside it", error.at, error.progress, NO_GRAD) from error
             raise
-        if unification.activation not in pattern.activations:
+        if unification.activation not in pattern.activations and not is_expression(unification.activation):
             raise Refusal(
                 f"the activation is {unification.activation}, none that the op knows",
                 advice=f"the op knows {', '.join(sorted(pattern.activations))}",

@@ -11,30 +11,19 @@ import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 import torch
 
 from mhf_compile.kernels.activations import ACTIVATIONS
+from mhf_compile.kernels.expressions import Expression, Number, walk
 from mhf_compile.notation import ONE, Delta, Factor, Func, Leaf, Term, Unreadable
-from mhf_compile.reading.expression import (
-    Call,
-    Expression,
-    Known,
-    X,
-    functions,
-    identify,
-    text,
-    times,
-    varies,
-)
+from mhf_compile.reading.expression import Known, X, functions, identify, of_function, varies
 from mhf_compile.reading.numbering import ValueNumbering
 from mhf_compile.reading.reader import FLOATS, Reader, entry_axes
 from mhf_compile.reading.rules import ALGEBRA, ELEMENTWISE, PARTS, RULES, Kind, Rule, kind_of
 from mhf_compile.tape.tape import Tape
 from mhf_compile.tape.values import Op, Value
-
-FINAL = frozenset(["silu", "gelu", "gelu_tanh", "relu_squared", "identity"])
-"""Activations that are no part of another one."""
 
 UNTAGGED = frozenset(["_prelu_kernel", "log_sigmoid_forward", "aten::rrelu_with_noise"])
 """Elementwise functions that PyTorch does not tag as such."""
@@ -42,8 +31,11 @@ UNTAGGED = frozenset(["_prelu_kernel", "log_sigmoid_forward", "aten::rrelu_with_
 DEPTH = 12
 """Operations that an expression is followed down."""
 
-TERMS = 64
-"""Terms of the longest expression."""
+UNIT = Number(ONE)
+"""The product of nothing."""
+
+LARGEST = 64
+"""Operations of the largest expression."""
 
 
 @dataclass
@@ -51,7 +43,7 @@ class _Product:
     """A product of what depends on one entry only, and the rest."""
 
     x: Leaf
-    inside: Expression = ((ONE, ()),)
+    inside: Expression = UNIT
     count: int = 0
     """Tensors inside; two for a function that is no tensor of its own."""
     rest: list[Factor] = field(default_factory=list)
@@ -60,7 +52,7 @@ class _Product:
 
     def take(self, expression: Expression, path: list[Leaf], count: int = 1) -> None:
         """Multiply something in that depends on the entry only; a number counts for nothing."""
-        self.inside = times(self.inside, expression)
+        self.inside = self.inside * expression
         self.count += count * varies(expression)
         self.path += path
 
@@ -85,6 +77,7 @@ class Activations:
         self._arguments: dict[Value, Value] = {}  # the score that an activation without a rule is of
         self._sources: dict[Value, frozenset[Value]] = {}  # what a value is made of, element by element
         self.numbering = ValueNumbering(tape)
+        self._used = tape.used
         reader = Reader()
         for value in tape.values:
             rule = reader.rule(value)
@@ -153,12 +146,12 @@ class Activations:
             inside = {leaf.value for leaf in product.path}
             for part in inside & self.anchors.keys():
                 assert isinstance(part, Value)
-                if all(inside.issuperset(user.outputs) for user in part.users):
+                outside = {output for user in part.users for output in user.outputs} - inside
+                if self._used.isdisjoint(outside):
                     del self.anchors[part]
             self.anchors[value] = known.name
         is_sum = rule.products is not None and sum(map(bool, rule.products(value.op))) > 1
-        ends = is_sum if completed is None else completed[1].name in FINAL
-        if not ends:
+        if completed is not None or not is_sum:
             self._curved.add(value)
 
     def read(self, reader: Reader, anchor: Leaf) -> list[Term]:
@@ -190,24 +183,24 @@ class Activations:
         self, reader: Reader, leaf: Leaf, wanted: str | None = None
     ) -> tuple[_Product, Known] | None:
         """What is complete at an entry: the product, and its function, whose name may be its text."""
-        best: tuple[_Product, Known] | None = None
+        best: tuple[tuple[bool, bool, int], _Product, Known] | None = None
         for x in self._variables(reader, leaf):
             product = _Product(x)
             self._cut(reader, leaf, product, DEPTH)
             if not product.is_new:
                 continue
-            known = identify(product.inside) or Known(text(product.inside))
+            known = identify(product.inside) or Known(str(product.inside))
             named = known.name in ACTIVATIONS
             if wanted is not None and known.name != wanted:
                 continue
             if not named and x.value not in self._scores and functions(product.inside) <= PARTS:
                 continue
-            if named and not product.rest:
-                return product, known
-            rank = named, -len(product.rest)
-            if best is None or rank > (best[1].name in ACTIVATIONS, -len(best[0].rest)):
-                best = product, known
-        return best
+            rank = x.value in self._scores, named, -len(product.rest)
+            if best is None or rank > best[0]:
+                best = rank, product, known
+            if best[0] == (True, True, 0):
+                break
+        return best[1:] if best is not None else None
 
     def _variables(self, reader: Reader, leaf: Leaf) -> Iterator[Leaf]:
         """The entries that a product may depend on by a function, the nearest first."""
@@ -248,7 +241,7 @@ class Activations:
                     else:
                         parts.rest.append(factor)
                 if parts.count:
-                    product.take(times(((coefficient, ()),), parts.inside), parts.path, parts.count)
+                    product.take(Number(coefficient) * parts.inside, parts.path, parts.count)
                     product.rest += parts.rest
                     return None
         product.rest.append(leaf)
@@ -278,24 +271,26 @@ def _expression(
     if isinstance(factor, Func):
         assert isinstance(factor.argument, Leaf)
         argument = _expression(reader, numbering, factor.argument, x, path, depth)
-        return None if argument is None else ((ONE, (Call(factor.name, argument),)),)
+        return None if argument is None else of_function(factor.name, argument)
     if not isinstance(factor, Leaf):
         return None
     if _same_entry(reader, numbering, factor, x):
-        return ((ONE, (X(),)),)
+        return X
     terms = _step(reader, factor, depth)
-    if terms is None or len(terms) > TERMS:
+    if terms is None:
         return None
-    total: Expression = ()
+    total: Expression = Number(Fraction(0))
     inside = [factor]
     for term in terms:
-        product: Expression = ((term.coefficient, ()),)
+        product: Expression = Number(term.coefficient)
         for inner in term.factors:
             expression = _expression(reader, numbering, inner, x, inside, depth - 1)
-            if expression is None or len(product) * len(expression) > TERMS:
+            if expression is None:
                 return None
-            product = times(product, expression)
-        total += product
+            product = product * expression
+        total = total + product
+    if sum(1 for _ in walk(total)) > LARGEST:
+        return None
     path += inside
     return total
 

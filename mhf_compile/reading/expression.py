@@ -1,97 +1,64 @@
 """Expressions in one entry, and the activations that they are.
 
 An expression is known by what it computes: it is evaluated, and its slope, and compared with each function
-that the op knows. So no spelling is named here; one that is none of them keeps its text as its name.
+that the op knows by name. So no spelling is named here; one that is none of them keeps its text as its name.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
 import torch
 
-from mhf_compile.kernels.activations import ACTIVATIONS
+from mhf_compile.kernels.activations import ACTIVATIONS, GATE
+from mhf_compile.kernels.expressions import Call, Expression, Number, call, evaluate, variables, walk
 from mhf_compile.notation import ONE
 
-Expression = tuple[tuple[Fraction, tuple["X | Call", ...]], ...]
-"""A sum of products, in which X is the entry that all of it depends on."""
+KNOWN = frozenset(["exp", "erf", "erfc", "tanh", "reciprocal", *ACTIVATIONS])
+"""Functions of which activations with a name may be spelled: those of whose laws the proof knows."""
 
-
-@dataclass(frozen=True)
-class X:
-    """The entry that an expression depends on."""
-
-    def __repr__(self) -> str:
-        return "x"
-
-
-@dataclass(frozen=True)
-class Call:
-    """A named function of an expression."""
-
-    name: str
-    argument: Expression
-
-    def __repr__(self) -> str:
-        return f"{self.name}({text(self.argument)})"
-
-
-FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    **{name: activation.function for name, activation in ACTIVATIONS.items()},
-    "exp": torch.exp,
-    "erf": torch.erf,
-    "erfc": torch.erfc,
-    "tanh": torch.tanh,
-    "reciprocal": torch.reciprocal,
-}
-"""What expressions are evaluated with; one with another function is none that the op knows."""
-
-
-def times(a: Expression, b: Expression) -> Expression:
-    """The product of two expressions, multiplied out."""
-    return tuple((c * d, (*f, *g)) for c, f in a for d, g in b)
+X = GATE
+"""The entry that an expression depends on."""
 
 
 def functions(expression: Expression) -> set[str]:
-    """The functions that an expression is made of."""
-    calls = [f for _, factors in expression for f in factors if isinstance(f, Call)]
-    return {call.name for call in calls}.union(*(functions(call.argument) for call in calls))
+    """The functions that an expression is made of, but for sums and products."""
+    return {node.function for node in _calls(expression)}
+
+
+def _calls(expression: Expression) -> Iterator[Call]:
+    return (n for n in walk(expression) if isinstance(n, Call) and n.function not in ("add", "mul"))
 
 
 def varies(expression: Expression) -> bool:
     """Whether an expression depends on the entry at all."""
-    return any(isinstance(f, X) or varies(f.argument) for _, factors in expression for f in factors)
+    return bool(variables(expression))
 
 
-def text(expression: Expression) -> str:
-    """An expression for people, its numbers with all their digits."""
-    terms = []
-    for coefficient, factors in expression:
-        number = repr(float(coefficient)).removesuffix(".0")
-        names = [number] * (coefficient != 1 or not factors) + list(map(repr, factors))
-        terms.append("*".join(names))
-    return " + ".join(terms) or "0"
+def of_function(name: str, argument: Expression) -> Expression:
+    """A function by the name that its rule gives it, parameters and all: ``clamp(-inf, 7)``."""
+    function, _, given = name.partition("(")
+    parameters = tuple(map(float, given.removesuffix(")").split(", "))) if given else ()
+    return call(function, argument, parameters=parameters)
 
 
-def evaluate(expression: Expression, x: torch.Tensor) -> torch.Tensor:
-    """An expression at points. Raises KeyError for a function that is not among FUNCTIONS."""
-    return sum(_products(expression, x), start=torch.zeros_like(x))
-
-
-def _products(expression: Expression, x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The terms of an expression at points."""
-    for coefficient, factors in expression:
-        value = torch.full_like(x, float(coefficient))
-        for factor in factors:
-            value = value * (
-                x if isinstance(factor, X) else FUNCTIONS[factor.name](evaluate(factor.argument, x))
-            )
-        yield value
+def _content(expression: Expression) -> tuple[Fraction, Expression]:
+    """A number and an expression of which it is the product, whatever factors the program put where."""
+    match expression:
+        case Number(value):
+            return value, Number(ONE)
+        case Call("mul", (a, b)):
+            (x, left), (y, right) = _content(a), _content(b)
+            return x * y, left * right
+        case Call("add", (a, b)):
+            (x, left), (y, right) = _content(a), _content(b)
+            return (x, left + Number(y / x) * right) if x else (y, right)
+    return ONE, expression
 
 
 @dataclass(frozen=True)
@@ -118,16 +85,15 @@ def identify(expression: Expression) -> Known | None:
     points only. Where the expression overflows, more than 6 from zero, nothing is decided: eager has no value
     there.
     """
-    content = next((coefficient for coefficient, _ in expression if coefficient), None)
-    if content is None:
+    content, expression = _content(expression)
+    if not content or not functions(expression) <= KNOWN:
         return None
-    expression = tuple((coefficient / content, factors) for coefficient, factors in expression)
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         try:
             points, sloped = _points(expression)
             x = points.requires_grad_()
-            found = _with_slope(evaluate(expression, x), x)
-        except (KeyError, OverflowError):
+            found = _with_slope(_at(expression, x), x)
+        except OverflowError:
             return None
         size = x.detach().abs()
         near = size <= 6
@@ -155,9 +121,23 @@ def _magnitudes(expression: Expression, x: torch.Tensor) -> tuple[torch.Tensor, 
 
     The latter are those of the value and those of the slope.
     """
-    size, added = x.abs(), sum((term.abs() for term in _products(expression, x)), start=torch.zeros_like(x))
+    size, added = x.abs(), _added(expression, x)
     inside = 1 + size.clamp(max=90) ** 3  # what a cube in an activation is, until the activation is flat
     return inside, torch.stack([added, added / size.clamp(min=1)])
+
+
+def _at(expression: Expression, x: torch.Tensor) -> torch.Tensor:
+    return evaluate(expression, {X.name: x})
+
+
+def _added(expression: Expression, x: torch.Tensor) -> torch.Tensor:
+    """What the sizes of all that an expression adds up come to."""
+    match expression:
+        case Call("add", (a, b)):
+            return _added(a, x) + _added(b, x)
+        case Call("mul", (a, b)):
+            return _added(a, x) * _added(b, x)
+    return _at(expression, x).abs()
 
 
 def _points(expression: Expression) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,13 +162,13 @@ def _around(centres: torch.Tensor) -> torch.Tensor:
 def _changes(expression: Expression, points: torch.Tensor) -> torch.Tensor:
     """Where functions in an expression may change: the roots and extrema of their arguments."""
     found = [torch.zeros(1, dtype=torch.float64, device="cpu")]
-    for call in (f for _, factors in expression for f in factors if isinstance(f, Call)):
-        inner = _changes(call.argument, points)
+    for argument in {argument for node in _calls(expression) for argument in node.arguments}:
+        inner = _changes(argument, points)
         found.append(inner)
-        if functions(call.argument):
-            found.append(_sign_changes(call.argument, torch.cat([points, _around(inner)]).sort().values))
+        if functions(argument):
+            found.append(_sign_changes(argument, torch.cat([points, _around(inner)]).sort().values))
         else:
-            coefficients = _polynomial(call.argument)
+            coefficients = _polynomial(argument)
             slopes = [degree * c for degree, c in enumerate(coefficients)][1:]
             found += [_roots(coefficients), _roots(slopes)]
     changes: torch.Tensor = torch.cat(found).unique()
@@ -197,12 +177,26 @@ def _changes(expression: Expression, points: torch.Tensor) -> torch.Tensor:
 
 def _polynomial(expression: Expression) -> list[float]:
     """The coefficients of an expression without functions, of the lowest power first."""
-    powers = [Fraction(0)] * (1 + max((len(factors) for _, factors in expression), default=0))
-    for coefficient, factors in expression:
-        powers[len(factors)] += coefficient
+    powers = _coefficients(expression)
     while powers and not powers[-1]:
         powers.pop()
     return [float(power) for power in powers]
+
+
+def _coefficients(expression: Expression) -> list[Fraction]:
+    match expression:
+        case Number(value):
+            return [value]
+        case Call("add", (a, b)):
+            left, right = _coefficients(a), _coefficients(b)
+            return [x + y for x, y in itertools.zip_longest(left, right, fillvalue=Fraction(0))]
+        case Call("mul", (a, b)):
+            left, right = _coefficients(a), _coefficients(b)
+            product = [Fraction(0)] * (len(left) + len(right) - 1)
+            for (i, x), (j, y) in itertools.product(enumerate(left), enumerate(right)):
+                product[i + j] += x * y
+            return product
+    return [Fraction(0), ONE]
 
 
 def _roots(coefficients: list[float]) -> torch.Tensor:
@@ -217,12 +211,12 @@ def _roots(coefficients: list[float]) -> torch.Tensor:
 
 def _sign_changes(expression: Expression, points: torch.Tensor) -> torch.Tensor:
     """Where an expression changes its sign between neighbours among sorted points."""
-    negative = evaluate(expression, points) < 0
+    negative = _at(expression, points) < 0
     changes = negative[1:] != negative[:-1]
     low, high, below = points[:-1][changes], points[1:][changes], negative[:-1][changes]
     for _ in range(60):
         middle = low / 2 + high / 2
-        same = (evaluate(expression, middle) < 0) == below
+        same = (_at(expression, middle) < 0) == below
         low, high = torch.where(same, middle, low), torch.where(same, high, middle)
     return high
 
@@ -235,9 +229,8 @@ def _with_slope(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 def _scales(expression: Expression) -> list[Fraction]:
     """The factors that x stands with in an expression's functions, after 1."""
     scales = [ONE]
-    for call in (f for _, factors in expression for f in factors if isinstance(f, Call)):
-        match call.argument:
-            case ((scale, (X(),)),) if abs(scale) not in scales:
-                scales.append(abs(scale))
-        scales += [scale for scale in _scales(call.argument) if scale not in scales]
+    for argument in (argument for node in _calls(expression) for argument in node.arguments):
+        scale, rest = _content(argument)
+        if rest == X and abs(scale) not in scales:
+            scales.append(abs(scale))
     return scales

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import torch
@@ -32,17 +34,49 @@ def full(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     return [times(Fraction(1), fill, ())] if isinstance(fill, Value) or fill else []
 
 
+Parameters = Callable[..., tuple[str, Sequence[float]]]
+
+
+def _named_as(function: str, *defaults: float) -> Parameters:
+    """That of an operation whose arguments behind the tensor are a function's parameters."""
+    return lambda *given: (function, (*given, *defaults[len(given) :]))
+
+
+SAME = "silu mish hardswish hardsigmoid sigmoid tanh relu exp expm1 log log1p erf erfc abs sin cos sqrt rsqrt"
+"""Operations without parameters that have the same name as functions of expressions."""
+
+FUNCTIONS: dict[str, Parameters] = {
+    **{name: _named_as(name) for name in (*SAME.split(), "reciprocal")},
+    "elu": _named_as("elu", 1, 1, 1),
+    "celu": lambda alpha=1: ("elu", (alpha, 1, 1 / alpha)),
+    "leaky_relu": _named_as("leaky_relu", 0.01),
+    "softplus": _named_as("softplus", 1, 20),
+    "hardtanh": _named_as("hardtanh", -1, 1),
+    "clamp": lambda min=None, max=None: ("clamp", (_or(min, -math.inf), _or(max, math.inf))),
+    "clamp_min": lambda least: ("clamp", (least, math.inf)),
+    "clamp_max": lambda most: ("clamp", (-math.inf, most)),
+    "threshold": _named_as("threshold"),
+    "softshrink": _named_as("softshrink", 0.5),
+    "hardshrink": _named_as("hardshrink", 0.5),
+    "log_sigmoid_forward": _named_as("logsigmoid"),
+    "gelu": lambda approximate="none": ("gelu" if approximate == "none" else "gelu_tanh", ()),
+}
+"""For each operation the function of an expression that it is, and its parameters, by its own."""
+
+
+def _or(number: float | None, default: float) -> float:
+    return default if number is None else number
+
+
 def function(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
-    """A function of an entry, which is named after the operation and its parameters, if it was given any."""
-    if any(isinstance(argument, Value) for argument in op.args[1:]):
+    """A function of an entry, which is named as in an expression: ``clamp(-inf, 7)``."""
+    if any(isinstance(argument, Value) for argument in (*op.args[1:], *op.kwargs.values())):
         raise Unreadable(f"{op.name} of several tensors")
-    given = ", ".join(map(str, (*op.args[1:], *op.kwargs.values())))
-    return [_named(f"{op.name}({given})" if given else op.name, op, index)]
-
-
-def gelu(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
-    """One of two functions: of erf, or of its approximation by tanh."""
-    return [_named("gelu_tanh" if op.kwargs.get("approximate", "none") != "none" else "gelu", op, index)]
+    if out:
+        raise Unreadable(f"what {op.name} keeps for its gradient")
+    name, parameters = FUNCTIONS[op.name](*op.args[1:], **op.kwargs)
+    given = ", ".join(repr(float(parameter)).removesuffix(".0") for parameter in parameters)
+    return [_named(f"{name}({given})" if given else name, op, index)]
 
 
 def _named(name: str, op: Op, index: Indices) -> Term:

@@ -205,12 +205,11 @@ RULES: dict[str, Rule] = {
     **_rows("full full_like new_full fill", Rule(Kind.CONSTANT, functions.full, _none)),
     # y[i] = f(x[i]), its derivative in terms of x
     **_rows("silu elu leaky_relu softplus mish hardswish hardsigmoid hardtanh celu", _FUNCTION),
-    **_rows("clamp clamp_min clamp_max threshold", _FUNCTION),
-    **_rows("erf erfc abs log sin cos", replace(_FUNCTION, is_part=True)),
-    **_rows("gelu", Rule(Kind.FUNCTION, functions.gelu)),
+    **_rows("clamp clamp_min clamp_max threshold softshrink hardshrink gelu log_sigmoid_forward", _FUNCTION),
+    **_rows("erf erfc abs log log1p sin cos", replace(_FUNCTION, is_part=True)),
     # y[i] = f(x[i]), its derivative in terms of y
     **_rows("sigmoid tanh relu", _OF_RESULT),
-    **_rows("exp reciprocal sqrt rsqrt", replace(_OF_RESULT, is_part=True)),
+    **_rows("exp expm1 reciprocal sqrt rsqrt", replace(_OF_RESULT, is_part=True)),
     # y[i] = x[i] * sigmoid(x[n + i])
     **_rows("glu", Rule(Kind.FUNCTION, functions.glu)),
 }

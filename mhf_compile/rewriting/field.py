@@ -83,6 +83,14 @@ def table(name: str, *parameters: object) -> Tensor:
             return x * half % PRIME * (1 + table("tanh")[inner.long()]) % PRIME
         case ["relu"]:  # x where some bit is set, so that relu(x) relu(x) = x relu(x)
             return x * _random([name], 0, 2)
+        case ["clamp_min", least]:
+            return table("clamp", least, None)
+        case ["clamp_max", most]:
+            return table("clamp", None, most)
+        case ["clamp", least, most] if least == -math.inf or most == math.inf:
+            return table("clamp", None if least == -math.inf else least, None if most == math.inf else most)
+        case ["celu", float(alpha)]:
+            return table("elu", alpha, 1.0, 1 / alpha)
         case ["exp"]:  # exp(x) exp(-x) = 1
             some = _random([name], 1, PRIME)
             some[0] = 1

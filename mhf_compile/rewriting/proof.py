@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from mhf_compile import notation
-from mhf_compile.kernels.activations import ACTIVATIONS
+from mhf_compile.kernels.activations import hidden_of
 from mhf_compile.matching.match import Match
 from mhf_compile.matching.reasons import NO_ZEROS, Refusal
 from mhf_compile.notation import Axis, Index, Size
@@ -240,9 +240,9 @@ def _formula(match: Match, operands: Mapping[str, Tensor]) -> Tensor:
         torch.tensor(float(number(unification.scalars[name])), dtype=torch.float64)
         for name in pattern.scalars
     ]
-    count, activation = len(pattern.operands), ACTIVATIONS[unification.activation].function
+    count, hidden = len(pattern.operands), hidden_of(unification.activation, gated=False)
     tape, inputs, result = record_function(
-        lambda *args: pattern.formula(*args[:count], activation, *args[count:]),
+        lambda *args: pattern.formula(*args[:count], lambda gate: hidden(gate, None), *args[count:]),
         *(None if tensor is None else tuple(tensor.shape) for tensor in given),
     )
     known = {i: t for i, t in zip(inputs, given, strict=True) if i is not None and t is not None}

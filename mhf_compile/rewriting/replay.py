@@ -48,7 +48,7 @@ CONSTANTS = frozenset(["zeros", "zeros_like", "new_zeros", "zero", "ones", "ones
 PRODUCTS = frozenset(["mm", "bmm", "mv", "dot", "addmm", "baddbmm"])
 """Products of their last two arguments."""
 
-UNTAGGED = frozenset(["hardswish", "leaky_relu"])
+UNTAGGED = frozenset(["hardswish", "leaky_relu", "log_sigmoid_forward"])
 """Elementwise functions that not every supported PyTorch tags as such."""
 
 PLACEMENT = frozenset(["dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking"])
@@ -210,7 +210,8 @@ class Replay:
         parameters = op.func._schema.arguments[1:]
         given = dict(zip((p.name for p in parameters), op.args[1:], strict=False)) | op.kwargs
         values = [given.get(p.name, p.default_value if p.has_default_value() else None) for p in parameters]
-        return table(op.name, *values)[self._get(op.args[0]).long()]
+        numbers = (float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in values)
+        return table(op.name, *numbers)[self._get(op.args[0]).long()]
 
     def _constant(self, op: Op, value: Value) -> int:
         """What zeros, ones, full and the like fill with, rounded to the dtype, in the field."""

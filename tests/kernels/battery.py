@@ -21,6 +21,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "identity": lambda x: x,
 }
+EXPRESSIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mish(gate)": lambda gate, up: gate * torch.tanh(torch.log1p(torch.exp(gate))) * up,
+    "leaky_relu(gate, 0.2) + gate / 3": lambda gate, up: (torch.maximum(gate, 0.2 * gate) + gate / 3) * up,
+    "silu(1.702 * clamp(gate, -inf, 0.7)) * (clamp(up, -0.5, 0.5) + 1)": lambda gate, up: (
+        1.702 * gate.clamp(max=0.7) * torch.sigmoid(1.702 * gate.clamp(max=0.7)) * (up.clamp(-0.5, 0.5) + 1)
+    ),
+}
+"""Hidden values by their expressions: of gate, which are multiplied with up, and of both."""
+
 UNGATED = ("relu", "gelu", "gelu_tanh", "relu_squared", "silu")  # those in use without a gate
 
 
@@ -109,6 +118,10 @@ CASES = {
     "every other": Case(layout="every other", biases=True),
     "expanded": Case(layout="expanded"),
     **{name: Case(length=9, activation=name, biases=True) for name in ACTIVATIONS if name != "silu"},
+    **{text: Case(length=9, activation=text, biases=True) for text in EXPRESSIONS},
+    "ungated expression": Case(
+        length=9, gated=False, activation="mish(gate)", head_dim=150, out_dim=135, width=9, gate_scale=0.7
+    ),
     "ungated relu": Case(length=9, gated=False, activation="relu"),
     "ungated gelu": Case(length=9, gated=False, activation="gelu", biases=True, gate_scale=0.7, scale=1.3),
     "ungated gelu_tanh": Case(
@@ -171,10 +184,11 @@ def formula(
     )
     gate = torch.einsum("bthd,hefd->bthef", q, k) * gate_scale
     gate = gate if gate_bias is None else gate + gate_bias
-    hidden = ACTIVATIONS[activation](gate)
-    if u is not None:
-        up = torch.einsum("bthd,hefd->bthef", q, u)
-        hidden = hidden * (up if up_bias is None else up + up_bias)
+    up = torch.ones_like(gate) if u is None else torch.einsum("bthd,hefd->bthef", q, u)
+    up = up if up_bias is None else up + up_bias
+    hidden = (
+        EXPRESSIONS[activation](gate, up) if activation in EXPRESSIONS else ACTIVATIONS[activation](gate) * up
+    )
     hidden = hidden if r is None else hidden * r[..., None].to(q.dtype)
     return torch.einsum("bthef,hefo->btho", hidden, v) * scale
 

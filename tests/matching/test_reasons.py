@@ -53,27 +53,20 @@ def up_multiplied_twice(q, k, u, v, r):
 
 def unknown_activation(q, k, u, v, r):
     gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
-    return torch.einsum("bthe,bthef,hefo->btho", r, torch.tanh(gate) * up, v)
-
-
-def unknown_constant(q, k, u, v, r):
-    gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
-    hidden = 0.5 * gate * (1 + torch.tanh(0.79788 * (gate + 0.044715 * gate**3)))
-    return torch.einsum("bthe,bthef,hefo->btho", r, hidden * up, v)
+    return torch.einsum("bthe,bthef,hefo->btho", r, torch.maximum(gate, 0.1 * gate) * up, v)
 
 
 def unknown_ungated_activation(q, k, u, v, r):
     gate = torch.einsum("bthd,hefd->bthef", q, k)
-    return torch.einsum("bthe,bthef,hefo->btho", r, gate.clamp(min=0), v)
+    return torch.einsum("bthe,bthef,hefo->btho", r, torch.where(gate > 0, gate, 0.1 * gate), v)
 
 
 REASONS = [
     (tokens_mixed, f"it is summed over an axis of size {T}"),
     (other_tokens_for_up, "gate and up do not read the same input"),
     (up_multiplied_twice, "the activation is multiplied with 2 tensors of its own shape"),
-    (unknown_activation, "the activation is tanh(x), none that the op knows"),
-    (unknown_constant, "0.5*x, none that the op knows"),
-    (unknown_ungated_activation, "the activation is clamp(0)(x), none that the op knows"),
+    (unknown_activation, "the activation is maximum, none that the op knows"),
+    (unknown_ungated_activation, "the activation is where, none that the op knows"),
 ]
 
 

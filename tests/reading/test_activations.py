@@ -224,10 +224,10 @@ def test_what_computes_something_else_is_no_known_activation(name: str) -> None:
 
 
 def test_what_the_op_does_not_know_keeps_its_text() -> None:
-    assert names(torch.tanh, (2,)) == ["tanh(x)"]
-    assert names(lambda x: F.leaky_relu(x, 0.25), (2,)) == ["leaky_relu(0.25)(x)"]
-    assert names(lambda x: x * torch.tanh(F.softplus(x)), (2,)) == ["x*tanh(softplus(x))"]
-    assert names(lambda x: x * torch.tanh(0.7978845608 * x), (2,)) == ["x*tanh(0.7978845608*x)"]
+    assert names(torch.tanh, (2,)) == ["tanh(gate)"]
+    assert names(lambda x: F.leaky_relu(x, 0.25), (2,)) == ["leaky_relu(gate, 0.25)"]
+    assert names(lambda x: x * torch.tanh(F.softplus(x)), (2,)) == ["gate * tanh(softplus(gate, 1, 20))"]
+    assert names(lambda x: x * torch.tanh(0.7978845608 * x), (2,)) == ["gate * tanh(0.7978845608 * gate)"]
     activations, (x,), result = anchors(torch.tanh, (2,))
     function, _ = read(activations, result)
     assert [leaf.value for term in function.argument for leaf in term.factors] == [x]
@@ -360,7 +360,7 @@ def test_a_written_x_is_another_x() -> None:
         x.add_(1)
         return x * gate
 
-    assert names(function, (2, 2)) == ["x*sigmoid(x) + sigmoid(x)"]
+    assert names(function, (2, 2)) == ["(gate + 1) * sigmoid(gate)"]
 
 
 def test_a_routers_sigmoid_is_an_anchor_beside_the_activation() -> None:

@@ -143,8 +143,8 @@ def normalised_inside(q, k, u, v):
     return down(layer_norm(hidden, [F]), v)
 
 
-def gate_clamped(q, k, u, v):
-    return down(silu(scores(q, k).clamp(max=2)) * scores(q, u), v)
+def gate_rolled(q, k, u, v):
+    return down(silu(scores(q, k).roll(1, -1)) * scores(q, u), v)
 
 
 def scaled_per_channel_and_token(q, k, u, v):
@@ -174,11 +174,13 @@ def used_through_a_mask(q, k, u, v):
 
 
 def unknown_activation(q, k, u, v):
-    return down(torch.tanh(scores(q, k)) * scores(q, u), v)
+    gate = scores(q, k)
+    return down(torch.maximum(gate, 0.1 * gate) * scores(q, u), v)
 
 
 def unknown_activation_without_a_gate(q, k, u, v):
-    return down(scores(q, k).clamp(min=0), v)
+    gate = scores(q, k)
+    return down(torch.where(gate > 0, gate, 0.1 * gate), v)
 
 
 REFUSALS = [
@@ -200,12 +202,12 @@ REFUSALS = [
     (checkpoint_across, "checkpoint"),
     (different_inputs, "gate and up do not read the same input"),
     (normalised_inside, "it is normalised, by a layer norm, before the product with the values"),
-    (gate_clamped, "the argument of silu is the result of clamp"),
+    (gate_rolled, "the argument of silu is the result of roll"),
     (scaled_per_channel_and_token, "it is scaled by cos, a factor for each token and channel"),
     (heads_rolled_before_v, "roll"),
     (two_activations_multiplied, "the up projection is the result of silu, not one product"),
-    (unknown_activation, "the activation is tanh(x), none that the op knows"),
-    (unknown_activation_without_a_gate, "the activation is clamp(0)(x), none that the op knows"),
+    (unknown_activation, "the activation is maximum, none that the op knows"),
+    (unknown_activation_without_a_gate, "the activation is where, none that the op knows"),
 ]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mhf_compile.kernels.flash_mhf import chunked, config
 from mhf_compile.kernels.flash_mhf.config import Kernel, Target
-from mhf_compile.kernels.flash_mhf.elementwise import activate, cut_off, slope
+from mhf_compile.kernels.flash_mhf.elementwise import activate, is_name, pull_back
 from mhf_compile.kernels.flash_mhf.launch import Call, Launch, lies_flat, target_of
 from mhf_compile.kernels.flash_mhf.parts import in_parts, tail_in_parts, tail_numbers
 from mhf_compile.kernels.flash_mhf.tiles import (
@@ -96,6 +96,8 @@ def dq_kernel(
             up = row_products(q_tiles, u_tiles, BLOCK_N, BLOCK_F, D, UPCAST)
             if up_bias is not None:
                 up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[None, :]
+        else:
+            up = None
         v_tiles = load_weights(
             v, v_beside, v_strides, first_f, width, hk, e, BLOCK_F, O, OUT_DIM, EVEN_F, DESCRIBED
         )  # fmt: skip
@@ -108,10 +110,10 @@ def dq_kernel(
             gate *= 0.5
         if gate_bias is not None:
             gate += load_bias(gate_bias, f, in_f, hk, e, gate_bias_strides)[None, :]
-        activated = activate(gate, ACTIVATION, FAST)
+        activated = activate(gate, up, ACTIVATION, FAST)
         if dr is not None:
             hidden = activated * d_hidden
-            if u is not None:
+            if u is not None and is_name(ACTIVATION):
                 hidden *= up
             if not EVEN_F:
                 hidden = tl.where(in_f[None, :], hidden, 0.0)
@@ -125,16 +127,13 @@ def dq_kernel(
         if dq is not None:
             if r is not None:
                 d_hidden *= routed[:, None]
-            d_gate = slope(gate, ACTIVATION, FAST) * d_hidden
+            d_gate, d_up = pull_back(d_hidden, gate, up, activated, ACTIVATION, FAST)
             if GATE_SCALED:
                 d_gate *= gate_scale
             if u is not None:
-                d_gate *= up
-                d_up = activated * d_hidden
                 if not EVEN_F:
                     d_up = tl.where(in_f[None, :], d_up, 0.0)
                 dq_totals = add_product(dq_totals, d_up, u_tiles, D, UPCAST)
-            d_gate = cut_off(d_gate, gate, ACTIVATION)
             if not EVEN_F:
                 d_gate = tl.where(in_f[None, :], d_gate, 0.0)
             dq_totals = add_product(dq_totals, d_gate, k_tiles, D, UPCAST)
@@ -230,32 +229,31 @@ def weights_kernel(
             up = row_products(u_tiles, q_tiles, BLOCK_F, BLOCK_N, D, UPCAST)
             if up_bias is not None:
                 up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[:, None]
+        else:
+            up = None
         if GATE_SCALED:
             gate *= gate_scale
         if FAST:
             gate *= 0.5
         if gate_bias is not None:
             gate += load_bias(gate_bias, f, in_f, hk, e, gate_bias_strides)[:, None]
-        activated = activate(gate, ACTIVATION, FAST)
+        activated = activate(gate, up, ACTIVATION, FAST)
         if dv is not None:
-            hidden = activated * up if u is not None else activated
+            hidden = activated * up if u is not None and is_name(ACTIVATION) else activated
             if r is not None:
                 hidden *= load_router(r, n, in_n, length, h, e, r_strides, EVEN_N)[None, :]
             if not EVEN_N:  # an infinite weight makes the tokens outside NaN
                 hidden = tl.where(in_n[None, :], hidden, 0.0)
             dv_totals = add_product(dv_totals, hidden, grad_tiles, O, UPCAST)
         if D_PROJECTIONS:
-            d_gate = slope(gate, ACTIVATION, FAST) * d_hidden
+            d_gate, d_up = pull_back(d_hidden, gate, up, activated, ACTIVATION, FAST)
             if u is not None:
-                d_gate *= up
-                d_up = activated * d_hidden
                 if not EVEN_N:
                     d_up = tl.where(in_n[None, :], d_up, 0.0)
                 if du is not None:
                     du_totals = add_product(du_totals, d_up, q_tiles, D, UPCAST)
                 if d_up_bias is not None:
                     d_up_total += tl.sum(d_up, 1)
-            d_gate = cut_off(d_gate, gate, ACTIVATION)
             if not EVEN_N:
                 d_gate = tl.where(in_n[None, :], d_gate, 0.0)
             if dk is not None:

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from mhf_compile.kernels.activations import ACTIVATIONS, Activation
+from mhf_compile.kernels.activations import Hidden, hidden_of
 
 OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
 
@@ -64,7 +64,7 @@ class _Sums(NamedTuple):
 class _Formula(NamedTuple):
     """The constants of the operator."""
 
-    activation: Activation
+    hidden: Hidden
     gate_scale: float
     scale: float
 
@@ -86,7 +86,7 @@ def forward(
     tokens, group = q.shape[0] * q.shape[1], q.shape[2] // kv_heads
     block_tokens, *block_rows = block_sizes(tokens, subnetworks, width)
     dtype = _compute_dtype(q)
-    formula = _Formula(ACTIVATIONS[activation], gate_scale, scale)
+    formula = _Formula(hidden_of(activation, u is not None), gate_scale, scale)
     out = q.new_zeros(*q.shape[:3], out_dim)
 
     for h in range(q.shape[2]):
@@ -122,7 +122,7 @@ def backward(
     tokens, group = q.shape[0] * q.shape[1], q.shape[2] // kv_heads
     block_tokens, *block_rows = block_sizes(tokens, subnetworks, width)
     dtype = _compute_dtype(q)
-    formula = _Formula(ACTIVATIONS[activation], gate_scale, scale)
+    formula = _Formula(hidden_of(activation, u is not None), gate_scale, scale)
     grads = [
         torch.zeros_like(x, memory_format=torch.contiguous_format) if x is not None and need else None
         for x, need in zip((q, k, u, v, r, gate_bias, up_bias), needs, strict=True)
@@ -154,9 +154,8 @@ def _forward_block(out: Tensor, x: _Operands, e: slice, f: slice, formula: _Form
     """Add to `out` what the sub-networks `e`, or their rows `f`, give."""
     k, u, v = _rows(x.k, e, f, x.q.dtype), _rows(x.u, e, f, x.q.dtype), _rows(x.v, e, f, x.q.dtype)
     gate = _product(x.q, k, _bias(x.gate_bias, e, f), formula.gate_scale)
-    hidden = formula.activation.function(gate)
-    if u is not None:
-        hidden = _product(x.q, u, _bias(x.up_bias, e, f)).mul_(hidden)
+    up = None if u is None else _product(x.q, u, _bias(x.up_bias, e, f))
+    hidden = formula.hidden.forward(gate, up)
     if x.r is not None:
         _by_subnetwork(hidden, e).mul_(x.r[:, e, None])
     out.addmm_(hidden, v, alpha=formula.scale)
@@ -165,13 +164,11 @@ def _forward_block(out: Tensor, x: _Operands, e: slice, f: slice, formula: _Form
 def _backward_block(sums: _Sums, grad: Tensor, x: _Operands, e: slice, f: slice, formula: _Formula) -> None:
     """Add to `sums` what the sub-networks `e`, or their rows `f`, give."""
     k, u, v = _rows(x.k, e, f, x.q.dtype), _rows(x.u, e, f, x.q.dtype), _rows(x.v, e, f, x.q.dtype)
-    activation, gate_scale, scale = formula
+    _, gate_scale, scale = formula
     gate = _product(x.q, k, _bias(x.gate_bias, e, f), gate_scale)
     d_hidden = _product(grad, v, alpha=scale)
-    hidden = activated = activation.function(gate)
-    if u is not None:
-        up = _product(x.q, u, _bias(x.up_bias, e, f))
-        hidden = activated * up
+    up = None if u is None else _product(x.q, u, _bias(x.up_bias, e, f))
+    hidden, activated = formula.hidden.again(gate, up)
     if sums.r is not None:
         sums.r[:, e].add_(_by_subnetwork(hidden * d_hidden, e).sum(-1))
     if x.r is not None:
@@ -180,15 +177,12 @@ def _backward_block(sums: _Sums, grad: Tensor, x: _Operands, e: slice, f: slice,
     _add_product(sums.v, e, f, hidden, grad, scale)
     del hidden
 
-    d_activated = d_hidden
-    if u is not None:
-        d_up = activated.mul_(d_hidden)
-        d_activated = up.mul_(d_hidden)
+    d_gate, d_up = formula.hidden.backward(d_hidden, gate, up, activated)
+    if u is not None and d_up is not None:
         if sums.q is not None:
             sums.q.addmm_(d_up, u)
         _add_product(sums.u, e, f, d_up, x.q)
         _add_bias(sums.up_bias, e, f, d_up)
-    d_gate = activation.backward(d_activated, gate)
     if sums.q is not None:
         sums.q.addmm_(d_gate, k, alpha=gate_scale)
     _add_product(sums.k, e, f, d_gate, x.q, gate_scale)

@@ -9,7 +9,7 @@ place. That is for heads of any width, too wide ones for a register tile include
 import triton
 import triton.language as tl
 
-from mhf_compile.kernels.flash_mhf.elementwise import activate, cut_off, slope
+from mhf_compile.kernels.flash_mhf.elementwise import activate, is_name, pull_back
 from mhf_compile.kernels.flash_mhf.tiles import (
     dot,
     load_bias,
@@ -52,6 +52,8 @@ def chunk_kernel(
     if u is not None:
         u_rows = weight_rows(f, hk, e, u_strides)
         up = tl.zeros((BLOCK_N, BLOCK_F), tl.float32)
+    else:
+        up = None
     for start in range(0, HEAD_DIM, BLOCK_D):
         columns = start + tl.arange(0, BLOCK_D)
         q_tile = load_tile(q, q_rows, in_n, columns, q_strides[3], HEAD_DIM, HEAD_DIM % BLOCK_D == 0, EVEN_N)
@@ -72,8 +74,8 @@ def chunk_kernel(
     if up_bias is not None:
         up += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[None, :]
 
-    activated = activate(gate, ACTIVATION, FAST)
-    product = activated * up if u is not None else activated
+    activated = activate(gate, up, ACTIVATION, FAST)
+    product = activated * up if u is not None and is_name(ACTIVATION) else activated
     if r is not None:
         product *= load_router(r, n, in_n, length, h, e, r_strides, EVEN_N)[:, None]
     row_width = tl.cast(subnetworks * width, tl.int64)
@@ -113,13 +115,14 @@ def gradients_kernel(
         x *= 0.5
     if gate_bias is not None:
         x += load_bias(gate_bias, f, in_f, hk, e, gate_bias_strides)[None, :]
-    activated = activate(x, ACTIVATION, FAST)
-    product = activated
     if up is not None:
         y = tl.load(up + wide, mask=inside, other=0.0).to(tl.float32)
         if up_bias is not None:
             y += load_bias(up_bias, f, in_f, hk, e, up_bias_strides)[None, :]
-        product = activated * y
+    else:
+        y = None
+    activated = activate(x, y, ACTIVATION, FAST)
+    product = activated * y if up is not None and is_name(ACTIVATION) else activated
     if r is not None:
         routed = load_router(r, first_token + m, in_n, length, h, e, r_strides, False)[:, None]
     if d_hidden is not None:
@@ -130,13 +133,11 @@ def gradients_kernel(
             tl.store(dr + at, part, mask=in_n)
         if r is not None:
             gradient *= routed
+        d_gate, d_up = pull_back(gradient, x, y, activated, ACTIVATION, FAST)
         if D_UP:
-            tl.store(up + wide, activated * gradient, mask=inside)
+            tl.store(up + wide, d_up, mask=inside)
         if D_GATE:
-            gradient *= slope(x, ACTIVATION, FAST)
-            if up is not None:
-                gradient *= y
-            tl.store(gate + wide, cut_off(gradient, x, ACTIVATION), mask=inside)
+            tl.store(gate + wide, d_gate, mask=inside)
     if HIDDEN:
         if r is not None:
             product *= routed

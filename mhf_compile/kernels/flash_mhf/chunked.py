@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from mhf_compile.kernels.activations import compiled_in
 from mhf_compile.kernels.flash_mhf import config
 from mhf_compile.kernels.flash_mhf.chunk import chunk_kernel, gradients_kernel
 from mhf_compile.kernels.flash_mhf.config import Sizes, Tiles
@@ -130,7 +131,7 @@ def gradients_launch(
         call.q.shape[1], call.group, sizes.subnetworks, sizes.width, here.start, chunk,
     )  # fmt: skip
     options = {
-        "ACTIVATION": call.activation,
+        "ACTIVATION": compiled_in(call.activation, sizes.gated),
         "HIDDEN": makes.hidden,
         "D_GATE": makes.d_gate,
         "D_UP": makes.d_up,

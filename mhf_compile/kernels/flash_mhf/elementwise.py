@@ -1,4 +1,8 @@
-"""The activations and their slopes, in float32, inside the Triton kernels."""
+"""Hidden values and the gradients of the scores, in float32, inside the Triton kernels.
+
+An activation is the name of one that is written here, or two programs, as ``expressions.program`` writes
+them, which are run step by step when a kernel is compiled: nothing is left of them but the instructions.
+"""
 
 import triton
 import triton.language as tl
@@ -24,7 +28,7 @@ def _sigmoids(x):
 
 
 @triton.jit
-def activate(x, NAME: tl.constexpr, FAST: tl.constexpr):
+def activation(x, NAME: tl.constexpr, FAST: tl.constexpr):
     """The activation. For a FAST silu, x is half of its argument: silu(2x) = x + x tanh(x)."""
     if NAME == "silu":
         if FAST:
@@ -50,7 +54,7 @@ def activate(x, NAME: tl.constexpr, FAST: tl.constexpr):
 
 @triton.jit
 def slope(x, NAME: tl.constexpr, FAST: tl.constexpr):
-    """The derivative of the activation, x as in `activate`."""
+    """The derivative of the activation, x as in `activation`."""
     if NAME == "silu":
         if FAST:
             t = _fast_tanh(x)
@@ -76,9 +80,165 @@ def slope(x, NAME: tl.constexpr, FAST: tl.constexpr):
     return y
 
 
+@triton.constexpr_function
+def is_name(activation):
+    """Whether an activation is one that is written here, and not a program."""
+    return " | " not in activation
+
+
+@triton.constexpr_function
+def _program(activation, number):
+    """The program of the hidden value, or that of the gradients, which are written one after the other."""
+    return activation.split(" | ")[number]
+
+
+@triton.constexpr_function
+def _steps(program):
+    """How many steps a program has, as ``expressions.program`` writes it."""
+    return len(program.split("; "))
+
+
+@triton.constexpr_function
+def _word(program, step, place):
+    return program.split("; ")[step].split(" ")[place]
+
+
+@triton.constexpr_function
+def _operand(program, step, place):
+    return int(program.split("; ")[step].split(" ")[place])
+
+
+@triton.constexpr_function
+def _number(program, step):
+    return float(program.split("; ")[step].split(" ")[1])
+
+
+@triton.jit
+def _accurate_tanh(x):
+    """tanh, by a series near 0, where the difference of two sigmoids has few digits."""
+    y = x * x
+    series = x + x * y * (-0.33333334 + y * (0.13333334 + y * (-0.05396825 + y * 0.021869488)))
+    return tl.where(tl.abs(x) < 0.2, series, _tanh(x))
+
+
+@triton.jit
+def _log1p(x):
+    """log(1 + x): of what 1 + x is rounded to, and as much more as was rounded."""
+    u = 1 + x
+    return tl.where(u == 1, x, tl.log(u) * (x / (u - 1)))
+
+
+@triton.jit
+def _expm1(x):
+    """exp(x) - 1, by a series near 0."""
+    series = x * (1 + x * (0.5 + x * (0.16666667 + x * (0.041666668 + x * 0.008333334))))
+    return tl.where(tl.abs(x) < 0.1, series, tl.exp(x) - 1)
+
+
+@triton.jit
+def _step(values, PROGRAM: tl.constexpr, STEP: tl.constexpr):
+    """A step of a program, of the values of the steps before."""
+    NAME: tl.constexpr = _word(PROGRAM, STEP, 0)
+    if NAME == "number":
+        y = tl.full(values[0].shape, _number(PROGRAM, STEP), tl.float32)
+    else:
+        a = values[_operand(PROGRAM, STEP, 1)]
+        if NAME == "same":
+            y = a
+        elif NAME == "add":
+            y = a + values[_operand(PROGRAM, STEP, 2)]
+        elif NAME == "mul":
+            y = a * values[_operand(PROGRAM, STEP, 2)]
+        elif NAME == "where":
+            y = tl.where(a, values[_operand(PROGRAM, STEP, 2)], values[_operand(PROGRAM, STEP, 3)])
+        elif NAME == "gt":
+            y = a > values[_operand(PROGRAM, STEP, 2)]
+        elif NAME == "ge":
+            y = a >= values[_operand(PROGRAM, STEP, 2)]
+        elif NAME == "lt":
+            y = a < values[_operand(PROGRAM, STEP, 2)]
+        elif NAME == "le":
+            y = a <= values[_operand(PROGRAM, STEP, 2)]
+        elif NAME == "eq":
+            y = a == values[_operand(PROGRAM, STEP, 2)]
+        elif NAME == "both":
+            y = a & values[_operand(PROGRAM, STEP, 2)]
+        elif NAME == "reciprocal":
+            y = 1 / a
+        elif NAME == "sqrt":
+            y = tl.sqrt(a)
+        elif NAME == "rsqrt":
+            y = tl.rsqrt(a)
+        elif NAME == "exp":
+            y = tl.exp(a)
+        elif NAME == "expm1":
+            y = _expm1(a)
+        elif NAME == "log":
+            y = tl.log(a)
+        elif NAME == "log1p":
+            y = _log1p(a)
+        elif NAME == "sin":
+            y = tl.sin(a)
+        elif NAME == "cos":
+            y = tl.cos(a)
+        elif NAME == "erf":
+            y = tl.erf(a)
+        elif NAME == "sigmoid":
+            y = tl.sigmoid(a)
+        elif NAME == "tanh":
+            y = _accurate_tanh(a)
+        elif NAME == "abs":
+            y = tl.abs(a)
+        else:
+            tl.static_assert(NAME == "sign")
+            y = tl.where(a > 0, 1.0, tl.where(a < 0, -1.0, 0.0))
+    return y
+
+
+@triton.jit
+def _run(values, PROGRAM: tl.constexpr):
+    """The values of a program, of the variables and of all steps, the results last."""
+    for STEP in tl.static_range(_steps(PROGRAM)):
+        values = values + (_step(values, PROGRAM, STEP),)
+    return values
+
+
 @triton.jit
 def cut_off(gradient, x, NAME: tl.constexpr):
     """A gradient in front of the activation, 0 where a relu lets none through: 0 times infinity is none."""
     if NAME == "relu" or NAME == "relu_squared":
         gradient = tl.where(x <= 0, 0.0, gradient)
     return gradient
+
+
+@triton.jit
+def activate(gate, up, ACTIVATION: tl.constexpr, FAST: tl.constexpr):
+    """The activation of the gate by its name, or the hidden value by its program."""
+    if is_name(ACTIVATION):
+        y = activation(gate, ACTIVATION, FAST)
+    else:
+        scores = (gate,) if up is None else (gate, up)
+        values = _run(scores, _program(ACTIVATION, 0))
+        y = values[len(values) - 1]
+    return y
+
+
+@triton.jit
+def pull_back(gradient, gate, up, activated, ACTIVATION: tl.constexpr, FAST: tl.constexpr):
+    """The gradients of gate and up by that of the hidden value; ungated, the latter is of no use.
+
+    ``activated`` is what ``activate`` gave.
+    """
+    if is_name(ACTIVATION):
+        d_gate = slope(gate, ACTIVATION, FAST) * gradient
+        d_up = d_gate
+        if up is not None:
+            d_gate *= up
+            d_up = activated * gradient
+        d_gate = cut_off(d_gate, gate, ACTIVATION)
+    else:
+        scores = (gate, gradient) if up is None else (gate, up, gradient)
+        values = _run(scores, _program(ACTIVATION, 1))
+        d_up = values[len(values) - 1]
+        d_gate = d_up if up is None else values[len(values) - 2]
+    return d_gate, d_up

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mhf_compile.kernels.flash_mhf import chunked, config
 from mhf_compile.kernels.flash_mhf.config import Target
-from mhf_compile.kernels.flash_mhf.elementwise import activate
+from mhf_compile.kernels.flash_mhf.elementwise import activate, is_name
 from mhf_compile.kernels.flash_mhf.launch import Call, Launch, target_of
 from mhf_compile.kernels.flash_mhf.parts import in_parts
 from mhf_compile.kernels.flash_mhf.tiles import (
@@ -84,14 +84,16 @@ def forward_kernel(
             if up_bias is not None:
                 bias = load_bias(up_bias, f, in_f, hk, e, up_bias_strides)
                 up += (0.5 * bias if RESIDENT and FAST else bias)[None, :]
+        else:
+            up = None
         if GATE_SCALED:
             gate *= gate_scale
         if FAST and not RESIDENT:
             gate *= 0.5
         if gate_bias is not None:
             gate += load_bias(gate_bias, f, in_f, hk, e, gate_bias_strides)[None, :]
-        hidden = activate(gate, ACTIVATION, FAST)
-        if u is not None:
+        hidden = activate(gate, up, ACTIVATION, FAST)
+        if u is not None and is_name(ACTIVATION):
             hidden *= up
         if r is not None:
             hidden *= routed[:, None]

@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from mhf_compile.kernels.activations import compiled_in
 from mhf_compile.kernels.flash_mhf import config, tuned, waves
 from mhf_compile.kernels.flash_mhf.config import Kernel, Sizes, Target, Tiles
 from mhf_compile.kernels.support import architecture
@@ -180,7 +181,7 @@ class Call:
         options = {
             "HEAD_DIM": sizes.head_dim,
             "OUT_DIM": sizes.out_dim,
-            "ACTIVATION": self.activation,
+            "ACTIVATION": compiled_in(self.activation, sizes.gated),
             "GATE_SCALED": self.gate_scale != 1,
             "SCALED": self.scale != 1,
             "BLOCK_N": tiles.tokens,
