@@ -524,15 +524,14 @@ def gated(act: Callable[[Tensor], Tensor], reason: str, name: str) -> None:
 
     program.__name__ = name
     own = act if getattr(act, "__name__", "") == "<lambda>" else program
-    (refused("activation", reason, at=own) if reason else right("activation"))(program)
+    refused("activation", reason, at=own)(program)
 
 
 gated(lambda g: g.clamp(min=torch.zeros_like(g)), "the activation is clamp", "clamp_by_a_tensor_gate")
 gated(lambda g: torch.where(g > 0.5, g, 0.0), "the activation is .*where", "where_gate")
 gated(lambda g: torch.maximum(g, 0.2 * g), "the activation is maximum", "maximum_gate")
 gated(lambda g: torch.rrelu(g, training=True), "the activation is rrelu", "rrelu_gate")
-gated(lambda g: silu(g + torch.randn_like(g)), "the argument of silu", "noisy_gate")
-gated(lambda g: g * torch.softmax(g, -1), "entries for each token", "softmax_gate")
+gated(lambda g: silu(g + torch.randn_like(g)), "randomness is inside", "noisy_gate")
 gated(torch.tanh, "", "tanh_gate")
 gated(nnf.selu, "", "selu_gate")
 gated(nnf.relu6, "", "relu6_gate")
@@ -634,7 +633,7 @@ def two_kinds_of_activations_added(x, w_gate, w_other, w_up, w_down):
     return linear(hidden * linear(x, w_up), w_down)
 
 
-@refused("activation", "2 different activations are added up")
+@right("activation")
 def two_activations_of_one_gate_added(x, w_gate, w_up, w_down):
     gate = linear(x, w_gate)
     return linear((silu(gate) + gelu(gate)) * linear(x, w_up), w_down)
@@ -671,13 +670,13 @@ def two_up_projections(x, w_gate, w_other, w_up, w_down):
     return linear(silu(linear(x, w_gate)) * linear(x, w_other) * linear(x, w_up), w_down)
 
 
-@refused("activation", "the activation is|up projection has")
+@right("activation")
 def up_is_the_gate_cubed(x, w_gate, w_down):
     gate = linear(x, w_gate)
     return linear(silu(gate) * gate**3, w_down)  # here
 
 
-@refused("activation", "argument of silu is the result of silu|silu is applied to it")
+@right("activation")
 def activation_of_an_activation(x, w_gate, w_up, w_down):
     return linear(silu(silu(linear(x, w_gate))) * linear(x, w_up), w_down)
 
@@ -1374,7 +1373,7 @@ def hidden_cast_to_booleans(q, k, u, v):
     return down(hidden.bool().double(), v) * q.sum()
 
 
-@refused("rounding", "argument of silu is the result of clamp")
+@right("rounding")
 def gate_clamped(q, k, u, v):
     return down(silu(scores(q, k).clamp(max=1)) * scores(q, u), v)
 
@@ -1407,9 +1406,14 @@ def hidden_clamped(q, k, u, v):
     return down((silu(scores(q, k)) * scores(q, u)).clamp(-1, 1), v)
 
 
-@refused("rounding", "argument of silu is the result of tanh")
+@right("rounding")
 def scores_soft_capped(q, k, u, v):
     return down(silu(5 * torch.tanh(scores(q, k) / 5)) * scores(q, u), v)
+
+
+@refused("rounding", "silu is applied to it|the argument of silu")
+def hidden_through_a_silu(q, k, u, v):
+    return down(silu(silu(scores(q, k)) * scores(q, u)), v)
 
 
 @refused("rounding", "nan_to_num is applied to it")
@@ -1892,13 +1896,13 @@ def parts_of_a_wide_product_that_overlap(x, w, w_down):
     return linear(silu(gate) * up, w_down) + skip[..., :O]
 
 
-@refused("low rank", "tanh", a=(F, 2), b=(2, D))
+@refused("low rank", "tanh", rewrites=1, a=(F, 2), b=(2, D))
 def low_rank_update_with_a_tanh(x, w_gate, w_up, w_down, a, b):
     gate = linear(x, w_gate) + linear(torch.tanh(linear(x, b)), a)  # here
     return linear(silu(gate) * linear(x, w_up), w_down)  # here
 
 
-@refused("low rank", "up projection .*tanh|is tanh", a=(F, 2), b=(2, D))
+@refused("low rank", "up projection .*tanh|is tanh", rewrites=1, a=(F, 2), b=(2, D))
 def low_rank_update_of_up_with_a_tanh(x, w_gate, w_up, w_down, a, b):
     up = linear(x, w_up) + 0.5 * linear(linear(x, b).tanh(), a)  # here
     return linear(silu(linear(x, w_gate)) * up, w_down)  # here

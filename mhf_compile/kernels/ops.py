@@ -75,7 +75,9 @@ def flash_mhf(
         r: [B, T, H, E], the weight of each sub-network; any floating dtype; None stands for ones.
         gate_bias: [Hk, E, F], dtype of q, or None.
         up_bias: [Hk, E, F], dtype of q, or None; None without u.
-        activation: silu, gelu, gelu_tanh, relu, relu_squared, sigmoid or identity.
+        activation: silu, gelu, gelu_tanh, relu, relu_squared, sigmoid or identity; or an expression of the
+            functions in `mhf_compile.kernels.expressions`: of gate, "mish(gate)", or of gate and up, which is
+            all of the hidden value then, "clamp(gate, -inf, 7) * sigmoid(gate) * (up + 1)".
         gate_scale: a constant factor of the gate product, not of its bias.
         scale: a constant factor of the result.
         workspace: bytes that the call may use on a GPU beside its operands, result and gradients; see below.
@@ -98,7 +100,7 @@ def flash_mhf(
         TypeError: an operand is of a wrong dtype.
         NotImplementedError: there are no kernels for the GPU of q, or no Triton to compile them.
         ValueError: an operand is of a wrong shape or on another device than q, up_bias is given without u, or
-            the activation is unknown.
+            the activation is neither a name nor an expression.
     """
     operands = (q, k, u, v, r, gate_bias, up_bias)
     _check(*operands, activation)

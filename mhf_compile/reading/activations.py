@@ -28,6 +28,9 @@ from mhf_compile.tape.values import Op, Value
 UNTAGGED = frozenset(["_prelu_kernel", "log_sigmoid_forward", "aten::rrelu_with_noise"])
 """Elementwise functions that PyTorch does not tag as such."""
 
+FINAL = frozenset(["silu", "gelu", "gelu_tanh", "relu_squared"])
+"""Activations that are no part of a product with something else: only a function of them alone may be one."""
+
 DEPTH = 12
 """Operations that an expression is followed down."""
 
@@ -62,16 +65,41 @@ class _Product:
         return bool(self.path) and (self.count > 1 or not self.rest) and bool(functions(self.inside))
 
 
+@dataclass(frozen=True)
+class _Complete:
+    """An activation that is complete at a value.
+
+    Attributes:
+        product: what it depends on, and what else it is multiplied with.
+        known: its function.
+        is_score: whether what it depends on is a score.
+        names: its name, and those that it has as a function of something between.
+    """
+
+    product: _Product
+    known: Known
+    is_score: bool = True
+    names: frozenset[str] = frozenset()
+
+    @property
+    def rank(self) -> tuple[bool, bool, int]:
+        """How good it is: that of a score comes before that of something between."""
+        return self.is_score, self.known.name in ACTIVATIONS, -len(self.product.rest)
+
+
 class Activations:
     """The activations of a tape.
 
     Attributes:
         anchors: the value that completes an activation -> the function's name, or its text where the op
-            does not know it.
+            does not know it by a name.
+        kinds: the names of an activation and of those that it is made of.
     """
 
     def __init__(self, tape: Tape) -> None:
         self.anchors: dict[Value, str] = {}
+        self.kinds: dict[Value, frozenset[str]] = {}
+        self._final: set[Value] = set()
         self._curved: set[Value] = set()  # elementwise in a function, which may go on
         self._scores: set[Value] = set()  # linear in a product
         self._arguments: dict[Value, Value] = {}  # the score that an activation without a rule is of
@@ -114,6 +142,7 @@ class Activations:
         known = RULES.get(op.name)
         if known is not None and known.kind is Kind.FUNCTION and not (known.is_part or value.plain):
             self.anchors[value] = op.name
+            self.kinds[value] = frozenset([op.name])
             return
         tagged = op.func is not None and torch.Tag.pointwise in op.func.tags
         pointwise = tagged or op.name in UNTAGGED
@@ -136,20 +165,27 @@ class Activations:
         assert value.op is not None
         if rule.kind is Kind.MOVE:
             self._curved.add(value)
+            if not self._final.isdisjoint(value.op.inputs):
+                self._final.add(value)
         if rule.kind not in ALGEBRA | {Kind.FUNCTION}:
             return
         completed = None
         if rule.kind is Kind.FUNCTION or self._may_complete(value.op, rule):
             completed = self._complete(reader, Leaf(value, entry_axes(value)))
+        if (completed is None or completed.product.rest) and not self._final.isdisjoint(value.op.inputs):
+            return
         if completed is not None:
-            product, known = completed
-            inside = {leaf.value for leaf in product.path}
+            inside = {leaf.value for leaf in completed.product.path}
+            self.kinds[value] = completed.names
             for part in inside & self.anchors.keys():
                 assert isinstance(part, Value)
+                self.kinds[value] |= self.kinds.get(part, frozenset())
                 outside = {output for user in part.users for output in user.outputs} - inside
                 if self._used.isdisjoint(outside):
                     del self.anchors[part]
-            self.anchors[value] = known.name
+            self.anchors[value] = completed.known.name
+            if not self.kinds[value].isdisjoint(FINAL):
+                self._final.add(value)
         is_sum = rule.products is not None and sum(map(bool, rule.products(value.op))) > 1
         if completed is not None or not is_sum:
             self._curved.add(value)
@@ -168,8 +204,9 @@ class Activations:
             (term,) = reader.definition(anchor) or []
             gate, *rest = term.factors
             assert isinstance(gate, Leaf)
-            completed = _Product(gate, rest=rest, path=[anchor]), Known("identity", term.coefficient)
-        product, known = completed
+            product = _Product(gate, rest=rest, path=[anchor])
+            completed = _Complete(product, Known("identity", term.coefficient))
+        product, known = completed.product, completed.known
         reader.visit(*product.path)
         factors: list[Factor] = [Func(known.name, (Term(known.scale, (product.x,)),))]
         for other in product.rest:
@@ -179,28 +216,29 @@ class Activations:
             factors.append(operand)
         return [Term(known.factor, tuple(factors))]
 
-    def _complete(
-        self, reader: Reader, leaf: Leaf, wanted: str | None = None
-    ) -> tuple[_Product, Known] | None:
-        """What is complete at an entry: the product, and its function, whose name may be its text."""
-        best: tuple[tuple[bool, bool, int], _Product, Known] | None = None
+    def _complete(self, reader: Reader, leaf: Leaf, wanted: str | None = None) -> _Complete | None:
+        """What is complete at an entry: of a score if it can be, by a name if it has one."""
+        best: _Complete | None = None
+        names: set[str] = set()
         for x in self._variables(reader, leaf):
             product = _Product(x)
             self._cut(reader, leaf, product, DEPTH)
             if not product.is_new:
                 continue
             known = identify(product.inside) or Known(str(product.inside))
-            named = known.name in ACTIVATIONS
+            is_score = x.value in self._scores
+            if known.name in ACTIVATIONS:
+                names.add(known.name)
+            elif not is_score and functions(product.inside) <= PARTS:
+                continue
             if wanted is not None and known.name != wanted:
                 continue
-            if not named and x.value not in self._scores and functions(product.inside) <= PARTS:
-                continue
-            rank = x.value in self._scores, named, -len(product.rest)
-            if best is None or rank > best[0]:
-                best = rank, product, known
-            if best[0] == (True, True, 0):
+            found = _Complete(product, known, is_score)
+            if best is None or found.rank > best.rank:
+                best = found
+            if best.rank == (True, True, 0):
                 break
-        return best[1:] if best is not None else None
+        return replace(best, names=frozenset([best.known.name, *names])) if best is not None else None
 
     def _variables(self, reader: Reader, leaf: Leaf) -> Iterator[Leaf]:
         """The entries that a product may depend on by a function, the nearest first."""

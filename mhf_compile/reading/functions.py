@@ -45,6 +45,12 @@ def _named_as(function: str, *defaults: float) -> Parameters:
 SAME = "silu mish hardswish hardsigmoid sigmoid tanh relu exp expm1 log log1p erf erfc abs sin cos sqrt rsqrt"
 """Operations without parameters that have the same name as functions of expressions."""
 
+
+def _gelu(approximate: str = "none") -> tuple[str, Sequence[float]]:
+    """One of two functions: of erf, or of its approximation by tanh."""
+    return "gelu" if approximate == "none" else "gelu_tanh", ()
+
+
 FUNCTIONS: dict[str, Parameters] = {
     **{name: _named_as(name) for name in (*SAME.split(), "reciprocal")},
     "elu": _named_as("elu", 1, 1, 1),
@@ -59,7 +65,7 @@ FUNCTIONS: dict[str, Parameters] = {
     "softshrink": _named_as("softshrink", 0.5),
     "hardshrink": _named_as("hardshrink", 0.5),
     "log_sigmoid_forward": _named_as("logsigmoid"),
-    "gelu": lambda approximate="none": ("gelu" if approximate == "none" else "gelu_tanh", ()),
+    "gelu": _gelu,
 }
 """For each operation the function of an expression that it is, and its parameters, by its own."""
 

@@ -31,6 +31,7 @@ from mhf_compile.kernels.expressions import (
 )
 from mhf_compile.kernels.flash_mhf import elementwise
 from mhf_compile.kernels.ops import flash_mhf
+from tests.fuzz.property import SUITE
 
 PARAMETERS = {
     "clamp": ("-3, 3", "-inf, 2", "-2, inf"),
@@ -160,7 +161,7 @@ def drawn(draw: st.DrawFn, size: int = 8) -> Expression:
     return call(kind, draw(drawn(left)), draw(drawn(size - left)))
 
 
-@settings(max_examples=60)
+@settings(SUITE, max_examples=60)
 @given(drawn())
 def test_gradients_of_drawn_expressions_are_autograd_s(expression: Expression) -> None:
     generator = torch.Generator().manual_seed(0)

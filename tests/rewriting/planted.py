@@ -252,9 +252,9 @@ SLICE = fault(
 )
 GELU = fault(
     "gelu is its approximation",
-    "reading.functions:gelu",
-    'else "gelu"',
-    'else "gelu_tanh"',
+    "reading.functions:_gelu",
+    'return "gelu"',
+    'return "gelu_tanh"',
     with_activation(F.gelu),
 )
 
@@ -489,7 +489,7 @@ FAULTS = [
     fault(
         "every function is silu",
         "reading.functions:function",
-        "else op.name, op",
+        "else name, op",
         'else "silu", op',
         with_activation(torch.sigmoid),
     ),
@@ -514,13 +514,19 @@ FAULTS = [
         'second, Func("sigmoid", Leaf(source, index))',
         halves,
     ),
+    fault(
+        "parameters of functions are not looked at",
+        "reading.functions:function",
+        'f"{name}({given})" if given else name',
+        'f"{name}(1, 1, 1)" if given else name',
+        with_activation(lambda x: F.elu(x, 0.5)),
+    ),
     # -- reading: activations
     fault(
         "what has a relu in it is one",
         "reading.expression:identify",
-        "    expression = tuple((coefficient / content",
-        '    if "relu" in functions(expression): return Known("relu")\n'
-        "    expression = tuple((coefficient / content",
+        "    content, expression =",
+        '    if "relu" in functions(expression): return Known("relu")\n    content, expression =',
         with_activation(lambda x: torch.relu(x) - torch.relu(x - 1)),
     ),
     fault(
@@ -731,13 +737,6 @@ MISSES = [
         "{dimension(d, source.rank) for",
         "{dimension(d + 1, source.rank) for",
         summed(lambda x: x.sum(-2)),
-    ),
-    fault(
-        "parameters of functions are not looked at",
-        "reading.functions:function",
-        'f"{op.name}({given})" if given else op.name',
-        "op.name",
-        with_activation(lambda x: F.elu(x, 0.5)),
     ),
 ]
 """These do no harm: an axis in another operand, or no function of the op, is no match."""

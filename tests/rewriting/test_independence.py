@@ -127,8 +127,8 @@ def test_the_proof_alone_tells_a_function_from_one_that_it_is_nearly() -> None:
     program = with_activation(lambda x: torch.relu(x) - torch.relu(x - 100))
     nearly = Edit(
         "reading.expression:identify",
-        "    expression = tuple((coefficient / content",
-        '    return Known("relu")\n    expression = tuple((coefficient / content',
+        "    content, expression =",
+        '    return Known("relu")\n    content, expression =',
     )
     expected = program(*tensors())
     with planted((nearly,)):

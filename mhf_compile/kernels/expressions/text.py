@@ -1,0 +1,63 @@
+"""The expression of a text."""
+
+from __future__ import annotations
+
+import ast
+import math
+from fractions import Fraction
+from functools import lru_cache
+
+from mhf_compile.kernels.expressions.functions import FUNCTIONS
+from mhf_compile.kernels.expressions.tree import Expression, Number, Variable, call, walk
+
+LARGEST = 256
+"""Operations of the largest expression that is read from a text."""
+
+
+@lru_cache(maxsize=1024)
+def parse(text: str) -> Expression:
+    """The expression of a text. Raises ValueError with what is wrong."""
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"found {text!r}, want an expression such as gate * sigmoid(gate)") from error
+    expression = _parsed(tree)
+    if (count := sum(1 for _ in walk(expression))) > LARGEST:
+        raise ValueError(f"found an expression of {count} operations, want at most {LARGEST}")
+    return expression
+
+
+def _parsed(tree: ast.expr) -> Expression:
+    match tree:
+        case ast.Constant(int() | float() as value) if not isinstance(value, bool) and math.isfinite(value):
+            return Number(Fraction(value))
+        case ast.Name(name):
+            return Variable(name)
+        case ast.UnaryOp(ast.USub(), operand):
+            return -_parsed(operand)
+        case ast.BinOp(left, ast.Add(), right):
+            return _parsed(left) + _parsed(right)
+        case ast.BinOp(left, ast.Sub(), right):
+            return _parsed(left) - _parsed(right)
+        case ast.BinOp(left, ast.Mult(), right):
+            return _parsed(left) * _parsed(right)
+        case ast.BinOp(left, ast.Div(), right):
+            below = _parsed(right)
+            return _parsed(left) / (below.value if isinstance(below, Number) and below.value else below)
+        case ast.Call(ast.Name(name), given, []) if name in FUNCTIONS:
+            row = FUNCTIONS[name]
+            if len(given) != row.arguments + row.parameters:
+                want = f"{row.arguments} arguments and {row.parameters} numbers"
+                raise ValueError(f"found {name} of {len(given)}, want {want}")
+            numbers = tuple(map(_number, given[row.arguments :]))
+            return call(name, *map(_parsed, given[: row.arguments]), parameters=numbers)
+    raise ValueError(f"found {ast.unparse(tree)}, want sums, products and {', '.join(sorted(FUNCTIONS))}")
+
+
+def _number(tree: ast.expr) -> float:
+    """A parameter, which may be ``inf``."""
+    text = ast.unparse(tree)
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"found the parameter {text}, want a number") from error
