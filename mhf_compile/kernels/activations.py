@@ -60,6 +60,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+@lru_cache(maxsize=1024)
 def expression_of(activation: str, gated: bool) -> Expression | None:
     """The hidden value as an expression of GATE, and UP where it is gated; None of those known by name.
 

@@ -17,7 +17,7 @@ from mhf_compile.kernels.flash_mhf import ahead, backward, config, forward
 from mhf_compile.kernels.flash_mhf.config import Target, Tiles
 from mhf_compile.kernels.flash_mhf.launch import Call
 
-from .battery import ACTIVATIONS, UNGATED
+from .battery import ACTIVATIONS, EXPRESSIONS, UNGATED
 
 ELSEWHERE = [("forward", 2, 128), ("dq", 2, 96), ("dk_du", 2, 128), ("chunk", 2, 0), ("dq", 4, 128)]
 ROWS = [("sm_90", key) for key in config.HOPPER] + list(product(("sm_80", "sm_100", "gfx942"), ELSEWHERE))
@@ -109,6 +109,7 @@ def compiled(call):
 
 # Every activation with and without a gate, on one architecture or another.
 VARIANTS = [(name, True) for name in ACTIVATIONS] + [(name, False) for name in UNGATED]
+VARIANTS += [*((text, True) for text in EXPRESSIONS), ("mish(gate)", False)]
 
 
 @pytest.mark.parametrize(

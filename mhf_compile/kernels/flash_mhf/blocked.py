@@ -2,10 +2,10 @@
 
 In one head, up to `TOKENS` tokens meet a block of rows of k, u and v: several sub-networks, or a part of
 one where it alone is too wide. Every wide value lives in such a block of at most `BLOCK` elements a thread:
-forward holds three at once and backward six, in float32 (in float64 for float64 operands). Beside them
-forward needs nothing that grows with the problem; backward needs float32 sums of the weight gradients of one
-head where the operands are of lower precision. Operands whose batch and sequence axes cannot be viewed as one
-are copied, one head at a time.
+forward holds three at once and backward six, in float32 (in float64 for float64 operands), and an expression
+as many as its steps still need. Beside them forward needs nothing that grows with the problem; backward needs
+float32 sums of the weight gradients of one head where the operands are of lower precision. Operands whose
+batch and sequence axes cannot be viewed as one are copied, one head at a time.
 
 Backward recomputes gate and up: 8 matrix products to the 6 of eager, which reads them from memory; without u
 it is 5 to 4.
