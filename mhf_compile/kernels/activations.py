@@ -73,17 +73,14 @@ def expression_of(activation: str, gated: bool) -> Expression | None:
     """
     if activation in ACTIVATIONS:
         return None
+    want = f"want one of {', '.join(ACTIVATIONS)}, or an expression of gate{' and up' * gated}"
     try:
         expression = expressions.parse(activation)
     except ValueError as error:
-        raise ValueError(f"activation: {error}, or one of {', '.join(ACTIVATIONS)}") from error
+        raise ValueError(f"activation: found {activation!r}, {want}: {error}") from error
     names = expressions.variables(expression)
-    if others := ", ".join(sorted(names - {"gate", "up"})):
-        raise ValueError(f"activation: found {others} in {activation!r}, want gate and up only")
-    if "gate" not in names:
-        raise ValueError(f"activation: found no gate in {activation!r}")
-    if "up" in names and not gated:
-        raise ValueError(f"activation: found up in {activation!r}, want gate only where u is None")
+    if not {"gate"} <= names <= {"gate", *(["up"] * gated)}:
+        raise ValueError(f"activation: found {activation!r}, {want}")
     return expression * UP if gated and "up" not in names else expression
 
 

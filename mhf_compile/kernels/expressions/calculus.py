@@ -81,6 +81,9 @@ def _evaluated(node: Call, inputs: list[Tensor | Fraction], like: Tensor) -> Ten
             return x + float(value)
         case (("gt" | "ge" | "lt" | "le" | "eq"), [Tensor() as x, Fraction() as value]):
             return FUNCTIONS[node.function].evaluate(x, float(value))
+        case "where", [Tensor() as condition, a, b] if isinstance(a, Tensor) or isinstance(b, Tensor):
+            chosen = (x if isinstance(x, Tensor) else float(x) for x in (a, b))
+            return FUNCTIONS[node.function].evaluate(condition, *chosen)
     return FUNCTIONS[node.function].evaluate(*(_filled(x, like) for x in inputs), *node.parameters)
 
 

@@ -20,7 +20,7 @@ def parse(text: str) -> Expression:
     try:
         tree = ast.parse(text, mode="eval").body
     except SyntaxError as error:
-        raise ValueError(f"found {text!r}, want an expression such as gate * sigmoid(gate)") from error
+        raise ValueError("it is not written as one") from error
     expression = _parsed(tree)
     if (count := sum(1 for _ in walk(expression))) > LARGEST:
         raise ValueError(f"found an expression of {count} operations, want at most {LARGEST}")
