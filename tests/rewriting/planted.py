@@ -592,8 +592,8 @@ FAULTS = [
     fault(
         "tensors of a progression are in the opposite order",
         "notation.fold:_progression",
-        "columns = [tuple(column[row] for row in order) for",
-        "columns = [tuple(column[row] for row in (order if column in numbers else order[::-1])) for",
+        "    steps = [",
+        "    columns = [c if isinstance(c[0], int) else c[::-1] for c in columns]\n    steps = [",
         heads_backwards,
     ),
     fault(
