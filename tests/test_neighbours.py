@@ -56,12 +56,9 @@ NEIGHBOURS: dict[str, Callable[..., Any]] = {
     "gate_of_the_next_token_by_slices": lambda q, k, u, v: gated(q[:, 1:], k, u, v),
     "gate_and_up_dropped_out_apart": lambda x, *weights: dense(nnf.dropout(x, 0.5), *weights),
     # activations
-    "tanh_gate": dense,
-    "logsigmoid_gate": lambda x, w_gate, w_up, w_down: linear(
-        torch.sigmoid(linear(x, w_gate)) * linear(x, w_up), w_down
-    ),
+    "maximum_gate": dense,
+    "where_gate": dense,
     "swish_with_a_learned_beta": lambda x, w_gate, w_up, w_down, beta: beta * dense(x, w_gate, w_up, w_down),
-    "activation_of_an_activation": lambda x, *weights: silu(dense(x, *weights)),
     "another_product_times_zero": lambda x, w_gate, w_up, w_down, w_other: (
         dense(x, w_gate, w_up, w_down) + 0 * linear(x, w_other).sum()
     ),

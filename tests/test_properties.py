@@ -204,8 +204,8 @@ def gate_detached(q, k, u, v, r):
     return down(silu(scores(q, k)).detach() * scores(q, u), v, r)
 
 
-def gate_clamped(q, k, u, v, r):
-    return down(silu(scores(q, k).clamp(max=1)) * scores(q, u), v, r)
+def gate_rolled(q, k, u, v, r):
+    return down(silu(scores(q, k).roll(1, -1)) * scores(q, u), v, r)
 
 
 def hidden_normalised(q, k, u, v, r):
@@ -224,7 +224,7 @@ NEAR_MISSES = [
     gate_of_all_heads,
     gate_of_all_subnetworks,
     gate_detached,
-    gate_clamped,
+    gate_rolled,
     hidden_normalised,
     routed_before_the_activation,
 ]
@@ -270,7 +270,7 @@ def test_a_failure_shrinks_to_the_edit_it_hangs_on() -> None:
     program = find(
         edited(base, few),
         lambda changed: any(line.startswith("cut_product") for line in changed.edits),
-        settings=settings(BOUNDED, max_examples=30, phases=tuple(Phase)),
+        settings=settings(BOUNDED, max_examples=12, phases=tuple(Phase)),
     )
     assert len(program.edits) == 1
     assert repr(program).startswith("\n    cut_product: einsum(")

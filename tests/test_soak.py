@@ -46,13 +46,13 @@ def test_a_refusal_that_is_told_is_counted() -> None:
     counts: Counter[str] = Counter()
 
     def program(x: torch.Tensor) -> torch.Tensor:
-        return silu(x @ x.mT).tanh() @ x
+        return silu(x @ x.mT).roll(1, 0) @ x
 
     with coverage.counting(counts):
         torch._dynamo.reset()
         torch.compile(program, backend="flashmhf", options=OPTIONS)(torch.randn(3, 4))
     (miss,) = mhf_compile.last_reports()[0].misses
-    assert "tanh" in miss.reason
+    assert "roll" in miss.reason
     told = {name for name in counts if name.startswith("refusal")}
     assert told, "the refusal"
     assert any("is applied to it" in name for name in told), told

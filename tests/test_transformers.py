@@ -40,15 +40,15 @@ def one_thread():
 
 
 def test_the_classes(capsys):
-    """Every second; all of them are ``python -m tests.transformers.census``."""
-    rows = census.census(census.specimens(), step=2)
+    """Every third; all of them are ``python -m tests.transformers.census``."""
+    rows = census.census(census.specimens(), step=3)
     with capsys.disabled():
         print("\n" + census.totals(rows))
     assert {row.name: row.outcome for row in rows if row.outcome.verdict in ("WRONG", "failed")} == {}
     counted = [row for row in rows if row.specimens[0].counts]
     missed = [row for row in counted if row.outcome.verdict != "rewritten"]
     total, misses = (sum(len(row.specimens) for row in some) for some in (counted, missed))
-    assert total >= 75
+    assert total >= 50
     assert misses <= 0.15 * total, {row.name: row.outcome for row in missed}
 
 

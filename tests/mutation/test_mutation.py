@@ -59,10 +59,10 @@ def test_a_sample() -> None:
     """In a process that has not imported the package; the same mutants until their functions change."""
     command = [sys.executable, "-m", "tests.mutation", "--no-tests", "--jobs", "1"]
     done = subprocess.run(
-        [*command, "--count", "10", "--programs", "20"], capture_output=True, text=True, timeout=600
+        [*command, "--count", "6", "--programs", "20"], capture_output=True, text=True, timeout=600
     )
     table = re.split(r"^(?:matching|notation|reading) ", done.stdout, maxsplit=1, flags=re.MULTILINE)[0]
     verdicts = re.findall(r"^(wrong|survived|not equiv|refused|found|equivalent).* -> ", table, re.MULTILINE)
-    assert len(verdicts) == 10, done.stdout + done.stderr
+    assert len(verdicts) == 6, done.stdout + done.stderr
     assert "wrong" not in verdicts, done.stdout
-    assert verdicts.count("refused") + verdicts.count("found") >= 3, done.stdout
+    assert verdicts.count("refused") + verdicts.count("found") >= 1, done.stdout
