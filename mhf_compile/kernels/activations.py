@@ -9,12 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mhf_compile.kernels import expressions
-from mhf_compile.kernels.expressions import Expression, Variable, evaluate, evaluate_all
+from mhf_compile.kernels.expressions import GRADIENT, Expression, Variable, evaluate, evaluate_all
 
 aten = torch.ops.aten
 
 GATE, UP = Variable("gate"), Variable("up")
 """The scores."""
+
+
+def _scores(gated: bool) -> tuple[str, ...]:
+    """The names of the scores that there are."""
+    return (GATE.name, UP.name) if gated else (GATE.name,)
 
 
 class Activation(NamedTuple):
@@ -79,9 +84,9 @@ def expression_of(activation: str, gated: bool) -> Expression | None:
     except ValueError as error:
         raise ValueError(f"activation: found {activation!r}, {want}: {error}") from error
     names = expressions.variables(expression)
-    if not {"gate"} <= names <= {"gate", *(["up"] * gated)}:
+    if not {GATE.name} <= names <= {*_scores(gated)}:
         raise ValueError(f"activation: found {activation!r}, {want}")
-    return expression * UP if gated and "up" not in names else expression
+    return expression * UP if gated and UP.name not in names else expression
 
 
 def is_expression(activation: str) -> bool:
@@ -103,14 +108,12 @@ class Hidden:
     def __init__(self, activation: str, gated: bool) -> None:
         self.named = ACTIVATIONS.get(activation)
         self.expression = expression_of(activation, gated)
-        self.gradients = (
-            expressions.gradients(self.expression, ("gate", "up")[: 1 + gated]) if self.expression else ()
-        )
+        self.gradients = expressions.gradients(self.expression, _scores(gated)) if self.expression else ()
 
     def __call__(self, gate: Tensor, up: Tensor | None) -> Tensor:
         """Hidden values, differentiable any number of times."""
         if self.expression is not None:
-            return evaluate(self.expression, _scores(gate, up))
+            return evaluate(self.expression, _given(gate, up))
         assert self.named is not None
         activated = self.named.function(gate)
         return activated if up is None else activated * up
@@ -134,8 +137,7 @@ class Hidden:
     ) -> tuple[Tensor, Tensor | None]:
         """The gradients of gate and up by that of hidden values. All that is given may be overwritten."""
         if self.named is None:
-            given = {**_scores(gate, up), "gradient": gradient}
-            d_gate, *others = evaluate_all([*self.gradients], given)
+            d_gate, *others = evaluate_all(self.gradients, {**_given(gate, up), GRADIENT.name: gradient})
             return d_gate, others[0] if others else None
         if up is None:
             return self.named.backward(gradient, gate), None
@@ -144,8 +146,8 @@ class Hidden:
         return self.named.backward(up.mul_(gradient), gate), d_up
 
 
-def _scores(gate: Tensor, up: Tensor | None) -> dict[str, Tensor]:
-    return {"gate": gate} if up is None else {"gate": gate, "up": up}
+def _given(gate: Tensor, up: Tensor | None) -> dict[str, Tensor]:
+    return {GATE.name: gate} if up is None else {GATE.name: gate, UP.name: up}
 
 
 hidden_of = lru_cache(maxsize=1024)(Hidden)
@@ -158,7 +160,7 @@ def compiled_in(activation: str, gated: bool) -> str:
     expression = expression_of(activation, gated)
     if expression is None:
         return activation
-    names = ("gate", "up")[: 1 + gated]
+    names = _scores(gated)
     forward = expressions.program((expression,), names)
-    backward = expressions.program(expressions.gradients(expression, names), (*names, "gradient"))
+    backward = expressions.program(expressions.gradients(expression, names), (*names, GRADIENT.name))
     return f"{forward} | {backward}"

@@ -50,7 +50,7 @@ def find(tape: Tape, accept: Callable[[Match], None] = lambda match: None) -> li
     activations = Activations(tape)
     names = activations.anchors
     behind = BetweenProducts(tape, names).behind
-    evident = {anchor for anchor in names if not EVIDENT.isdisjoint(activations.kinds.get(anchor, ()))}
+    evident = {anchor for anchor in names if not EVIDENT.isdisjoint(activations.names.get(anchor, ()))}
     identities = {anchor for anchor, name in names.items() if name == "identity"}
     waiting: list[Collection[Value]] = [identities, names.keys() - evident - identities, evident]
     settled: list[Match] = []
@@ -210,7 +210,7 @@ class _Search:
         anchors = self.linearity.of[root]
         for anchor in anchors:
             if anchor.op is not None and anchor.op.state.grad_enabled != grad:
-                names = self.activations.kinds.get(anchor, frozenset())
+                names = self.activations.names.get(anchor, frozenset())
                 kind = NoMatch if EVIDENT.isdisjoint(names) else Refusal
                 raise kind("grad mode changes inside it", anchor, advice=NO_GRAD)
 

@@ -93,12 +93,12 @@ class Activations:
     Attributes:
         anchors: the value that completes an activation -> the function's name, or its text where the op
             does not know it by a name.
-        kinds: the names of an activation and of those that it is made of.
+        names: those of an activation and of what it is made of.
     """
 
     def __init__(self, tape: Tape) -> None:
         self.anchors: dict[Value, str] = {}
-        self.kinds: dict[Value, frozenset[str]] = {}
+        self.names: dict[Value, frozenset[str]] = {}
         self._final: set[Value] = set()
         self._curved: set[Value] = set()  # elementwise in a function, which may go on
         self._scores: set[Value] = set()  # linear in a product
@@ -142,7 +142,7 @@ class Activations:
         known = RULES.get(op.name)
         if known is not None and known.kind is Kind.FUNCTION and not (known.is_part or value.plain):
             self.anchors[value] = op.name
-            self.kinds[value] = frozenset([op.name])
+            self.names[value] = frozenset([op.name])
             return
         tagged = op.func is not None and torch.Tag.pointwise in op.func.tags
         pointwise = tagged or op.name in UNTAGGED
@@ -176,15 +176,15 @@ class Activations:
             return
         if completed is not None:
             inside = {leaf.value for leaf in completed.product.path}
-            self.kinds[value] = completed.names
+            self.names[value] = completed.names
             for part in inside & self.anchors.keys():
                 assert isinstance(part, Value)
-                self.kinds[value] |= self.kinds.get(part, frozenset())
+                self.names[value] |= self.names.get(part, frozenset())
                 outside = {output for user in part.users for output in user.outputs} - inside
                 if self._used.isdisjoint(outside):
                     del self.anchors[part]
             self.anchors[value] = completed.known.name
-            if not self.kinds[value].isdisjoint(FINAL):
+            if not self.names[value].isdisjoint(FINAL):
                 self._final.add(value)
         is_sum = rule.products is not None and sum(map(bool, rule.products(value.op))) > 1
         if completed is not None or not is_sum:

@@ -51,7 +51,7 @@ def _gelu(approximate: str = "none") -> tuple[str, Sequence[float]]:
     return "gelu" if approximate == "none" else "gelu_tanh", ()
 
 
-FUNCTIONS: dict[str, Parameters] = {
+FUNCTION_OF: dict[str, Parameters] = {
     **{name: _named_as(name) for name in (*SAME.split(), "reciprocal")},
     "elu": _named_as("elu", 1, 1, 1),
     "celu": lambda alpha=1: ("elu", (alpha, 1, 1 / alpha)),
@@ -80,7 +80,7 @@ def function(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
         raise Unreadable(f"{op.name} of several tensors")
     if out:
         raise Unreadable(f"what {op.name} keeps for its gradient")
-    name, parameters = FUNCTIONS[op.name](*op.args[1:], **op.kwargs)
+    name, parameters = FUNCTION_OF[op.name](*op.args[1:], **op.kwargs)
     given = ", ".join(repr(float(parameter)).removesuffix(".0") for parameter in parameters)
     return [_named(f"{name}({given})" if given else name, op, index)]
 

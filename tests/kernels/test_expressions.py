@@ -198,7 +198,21 @@ def _kernel(scores, gradient, hidden, d_gate, ACTIVATION: tl.constexpr, SIZE: tl
     tl.store(d_gate + i, pulled)
 
 
-@pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="runs in Triton's interpreter")
+IN_THE_INTERPRETER = pytest.mark.skipif(
+    not triton.knobs.runtime.interpret, reason="runs in Triton's interpreter"
+)
+
+
+@IN_THE_INTERPRETER
+def test_a_kernel_computes_what_overflows_on_the_way() -> None:
+    """As log(1 + exp(x)) does, which is infinite then, and its tanh 1."""
+    text, scores = "gate * tanh(log1p(exp(gate)))", torch.tensor([100.0, 1.0, -100.0, 3e38])
+    found, slope = torch.empty(4), torch.empty(4)
+    _kernel[(1,)](scores, torch.ones(4), found, slope, compiled_in(text, False), 4)
+    assert close(found, evaluate(parse(text), {"gate": scores}))
+
+
+@IN_THE_INTERPRETER
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_kernel_computes_a_function(text: str) -> None:
     """In float32, up to a few roundings of what is computed on the way; infinite and NaN where PyTorch is."""

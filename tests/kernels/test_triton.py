@@ -136,8 +136,9 @@ def implementation(**options):
 @pytest.mark.skipif(INTERPRETED, reason="is the interpreter")
 def test_in_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    functions = Path(__file__).with_name("test_expressions.py"), "test_a_kernel_computes_a_function"
-    tests = [__file__, "::".join(map(str, functions))]
+    file = Path(__file__).with_name("test_expressions.py")
+    kernels = ("test_a_kernel_computes_a_function", "test_a_kernel_computes_what_overflows_on_the_way")
+    tests = [__file__, *(f"{file}::{name}" for name in kernels)]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
