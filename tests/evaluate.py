@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mhf_compile.notation import Axis, Delta, Factor, Index, Leaf, Term, leaves
 from mhf_compile.notation.fold import Stacked
@@ -220,7 +221,8 @@ def program(function: Callable[..., Tensor], *shapes: tuple[int, ...], seed: int
     generator = torch.Generator().manual_seed(seed)
     given = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     expected = function(*(tensor.clone() for tensor in given))
-    tape, inputs, result = record_function(function, *shapes)
+    with FakeTensorMode():  # as graphs are recorded
+        tape, inputs, result = record_function(function, *shapes)
     # What a program makes of nothing (constants) has no value on the tape: only inputs are given.
     tensors = replay(tape, dict(zip(inputs, given, strict=True)))
     reader = Reader()

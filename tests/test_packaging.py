@@ -14,17 +14,16 @@ def test_backend_is_registered_by_name():
 
 
 def test_importing_the_package_is_light():
-    # torch imports the package while it looks up a backend: Inductor and Triton must not come along.
+    # torch imports the package while it looks up a backend: nothing comes along but what declares operators.
     program = """
-import sys, time, torch
-start = time.process_time()
+import sys, torch
+before = set(sys.modules)
 import mhf_compile
-print(time.process_time() - start, *sys.modules)
+print(*set(sys.modules) - before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    seconds, *modules = done.stdout.split()
-    assert not {"torch._dynamo", "torch._inductor", "triton"} & set(modules)
-    assert float(seconds) < 0.05
+    rooms = {".".join(name.split(".")[:2]) for name in done.stdout.split()}
+    assert rooms - sys.stdlib_module_names == {"mhf_compile", "mhf_compile.kernels"}
 
 
 def test_importing_the_package_registers_the_operators():

@@ -128,16 +128,17 @@ def why_it_is_a_part(module: fx.GraphModule) -> str:
 def record_function(
     function: Callable[..., object], *shapes: tuple[Size, ...] | None, dtype: torch.dtype = torch.float64
 ) -> tuple[Tape, list[Value | None], Value]:
-    """Record a plain function of tensors of some shapes (None: no tensor): (tape, inputs, result)."""
+    """Record a plain function of tensors of some shapes (None: no tensor): (tape, inputs, result).
+
+    It is run on meta tensors, whose shapes PyTorch computes several times as fast as those of fake ones.
+    """
     tape = Tape()
-    mode = FakeTensorMode()
-    recorder = Recorder(tape)
-    with mode:
-        inputs = [
-            None if shape is None else torch.empty([int(s) for s in shape], dtype=dtype) for shape in shapes
-        ]
+    inputs = [
+        None if shape is None else torch.empty([int(s) for s in shape], dtype=dtype, device="meta")
+        for shape in shapes
+    ]
     values = [None if tensor is None else tape.value(tensor) for tensor in inputs]
-    with mode, recorder:
+    with torch.device("meta"), Recorder(tape):
         result = function(*inputs)
     assert isinstance(result, torch.Tensor)
     return tape, values, tape.value(result)
