@@ -94,6 +94,7 @@ FUNCTIONS: dict[str, Callable[[float], tuple[float, float]]] = {
     "sqrt": lambda x: (math.sqrt(x), 1 / math.sqrt(x)),
     "rsqrt": lambda x: (1 / math.sqrt(x), x**-1.5),
     "sin": lambda x: (math.sin(x), 1.0),
+    "sign": lambda x: (math.copysign(1.0, x) if x else 0.0, 0.0),
     "cos": lambda x: (math.cos(x), 1.0),
     "elu(0.5, 1, 1)": lambda x: (x if x > 0 else math.expm1(x) / 2, 1.0),
     "elu(0.5, 1, 2)": lambda x: (x if x > 0 else math.expm1(2 * x) / 2, 1.0),
@@ -118,6 +119,23 @@ FUNCTIONS: dict[str, Callable[[float], tuple[float, float]]] = {
 }
 
 
+OF_SEVERAL: dict[str, Callable[..., float]] = {
+    "maximum": max,
+    "minimum": min,
+    "gt": lambda a, b: float(a > b),
+    "ge": lambda a, b: float(a >= b),
+    "lt": lambda a, b: float(a < b),
+    "le": lambda a, b: float(a <= b),
+    "eq": lambda a, b: float(a == b),
+    "ne": lambda a, b: float(a != b),
+    "both": lambda a, b: a * b,
+    "either": max,
+    "opposite": lambda a: 1 - a,
+    "where": lambda c, a, b: a if c else b,
+}
+"""Functions that change no faster than what they are of, and conditions, which are 0 or 1."""
+
+
 @dataclass
 class Number:
     """A number; its error is at most `roundings * EPSILON * scale`, to first order."""
@@ -135,11 +153,6 @@ class Number:
         return Number(
             self.value + other.value, self.scale + other.scale, max(self.roundings, other.roundings) + 1
         )
-
-    def apply(self, name: str) -> "Number":
-        value, slope = FUNCTIONS[name](self.value)
-        scale = abs(value) + slope * self.scale
-        return Number(value, scale, self.roundings + OPERATION_ROUNDINGS)
 
 
 Position = dict[Axis, int]
@@ -174,8 +187,16 @@ class Evaluation:
             return Number(1.0, 1.0)
         if isinstance(factor, Leaf):
             return self.entry(factor.value, [position(index, at) for index in factor.index])
-        assert isinstance(factor.argument, tuple), "an argument that is not read"
-        return self.sum(factor.argument, at).apply(factor.name)
+        assert not factor.entries, "an argument that is not read"
+        arguments = [self.sum(terms, at) for terms in factor.sums]
+        numbers = [argument.value for argument in arguments]
+        if factor.name in OF_SEVERAL:
+            value, slope = OF_SEVERAL[factor.name](*numbers), 1.0
+        else:
+            value, slope = FUNCTIONS[factor.name](*numbers)
+        scale = abs(value) + slope * sum(argument.scale for argument in arguments)
+        roundings = max((argument.roundings for argument in arguments), default=0)
+        return Number(value, scale, roundings + OPERATION_ROUNDINGS)
 
     def entry(self, value: object, where: Sequence[int]) -> Number:
         if isinstance(value, Stacked):
@@ -240,7 +261,8 @@ def check(found: Program, terms: Sequence[Term] | None = None, index: Sequence[I
     terms = found.terms if terms is None else terms
     index = found.index if index is None else index
     assert tuple(found.expected.shape) == tuple(found.result.shape)
-    evaluation = Evaluation({v: t for v, t in found.tensors.items() if t.dtype.is_floating_point})
+    read = {v: t for v, t in found.tensors.items() if t.dtype.is_floating_point or t.dtype is torch.bool}
+    evaluation = Evaluation(read)
     eager = eager_roundings(found.tape)
     axes = [axis for i in index for axis in i.axes]
     assert len(set(axes)) == len(axes), "a diagonal stands for the whole"

@@ -528,8 +528,10 @@ def gated(act: Callable[[Tensor], Tensor], reason: str, name: str) -> None:
 
 
 gated(lambda g: g.clamp(min=torch.zeros_like(g)), "the activation is clamp", "clamp_by_a_tensor_gate")
-gated(lambda g: torch.where(g > 0.5, g, 0.0), "the activation is .*where", "where_gate")
-gated(lambda g: torch.maximum(g, 0.2 * g), "the activation is maximum", "maximum_gate")
+gated(lambda g: torch.where(g.long() > 0, g, 0.0), "the activation is .*where", "rounded_where_gate")
+gated(lambda g: torch.where(g > 0.5, 1.0, 0.1), SILENT, "step_gate")
+gated(lambda g: torch.where(g > 0.5, g, 0.1), "", "where_gate")
+gated(lambda g: torch.maximum(g, 0.2 * g), "", "maximum_gate")
 gated(lambda g: torch.rrelu(g, training=True), "the activation is rrelu", "rrelu_gate")
 gated(lambda g: silu(g + torch.randn_like(g)), "randomness is inside", "noisy_gate")
 gated(torch.tanh, "", "tanh_gate")
@@ -585,7 +587,7 @@ def another_activation_in_one_head(q, k, u, v):
     return torch.stack(parts, 2)
 
 
-@refused("activation", SILENT, w_other=(F, D))
+@refused("activation", "hidden values are a function of 3 scores", w_other=(F, D))
 def sigmoid_of_another_product(x, w_gate, w_other, w_up, w_down):
     gate = linear(x, w_gate) * torch.sigmoid(linear(x, w_other))
     return linear(gate * linear(x, w_up), w_down)
@@ -616,9 +618,32 @@ def query_doubled_after_it_is_read(x, w_gate, w_up, w_down):
     return linear(silu(gate) * (up + 0 * q.mul_(2).sum()), w_down)
 
 
-@refused("activation", "the up projection is the result of silu", w_other=(F, D))
+@right("activation", w_other=(F, D))
 def two_activations_multiplied(x, w_gate, w_other, w_down):
     return linear(silu(linear(x, w_gate)) * silu(linear(x, w_other)), w_down)
+
+
+@refused("activation", "hidden values are a function of 3 scores", w_other=(F, D))
+def three_activations_multiplied(x, w_gate, w_up, w_other, w_down):
+    hidden = silu(linear(x, w_gate)) * torch.tanh(linear(x, w_up)) * gelu(linear(x, w_other))
+    return linear(hidden, w_down)
+
+
+@refused("activation", "the up projection is the result of silu", w_other=(F, D))
+def activations_of_two_inputs_multiplied(x, w_gate, w_other, w_down):
+    return linear(silu(linear(x, w_gate)) * silu(linear(x.flip(1), w_other)), w_down)
+
+
+@right("activation", w_other=(F, D))
+def one_where_the_other_is_positive(x, w_gate, w_other, w_down):
+    gate, up = linear(x, w_gate), linear(x, w_other)
+    return linear(torch.where(gate > 0, gate * up, up), w_down)  # here
+
+
+@refused("activation", "the activation is where", w_other=(F, D))
+def up_where_the_gate_is_positive(x, w_gate, w_other, w_down):
+    """No gradient reaches `w_gate`, where the op would give zeros."""
+    return linear(torch.where(linear(x, w_gate) > 0, linear(x, w_other), 0.0), w_down)  # here
 
 
 @refused("activation", "two activations|another activation|activations are added", w_other=(F, D))
@@ -639,16 +664,16 @@ def two_activations_of_one_gate_added(x, w_gate, w_up, w_down):
     return linear((silu(gate) + gelu(gate)) * linear(x, w_up), w_down)
 
 
-@refused("activation", "it is multiplied with .*, which has an activation in it", gate_up=(2 * F, D))
+@right("activation", gate_up=(2 * F, D))
 def both_halves_activated(x, gate_up, w_down):
     first, second = silu(linear(x, gate_up)).chunk(2, -1)
-    return linear(first * second, w_down)
+    return linear(first * second, w_down)  # here
 
 
-@refused("activation", "it is multiplied with .*, which has an activation in it", gate_up=(H, 2 * F, D))
+@right("activation", gate_up=(H, 2 * F, D))
 def every_second_channel_activated_too(q, gate_up, v):
     hidden = gelu(torch.einsum("bthd,hfd->bthf", q, gate_up))
-    return down(hidden[..., ::2] * hidden[..., 1::2], v)
+    return down(hidden[..., ::2] * hidden[..., 1::2], v)  # here
 
 
 @refused("activation", "activations are multiplied with each other|is used elsewhere as well", w=(F, F))
@@ -665,9 +690,20 @@ def activation_of_the_hidden_multiplied_in_and_stacked(x, w_gate, w_up, w, w_dow
     return linear(torch.stack([hidden, hidden * other])[1], w_down)
 
 
-@refused("activation", "2 tensors of its own shape", w_other=(F, D))
+@refused("activation", "hidden values are a function of 3 scores", w_other=(F, D))
 def two_up_projections(x, w_gate, w_other, w_up, w_down):
     return linear(silu(linear(x, w_gate)) * linear(x, w_other) * linear(x, w_up), w_down)
+
+
+@refused("activation", "2 tensors of its own shape", w_other=(F, D))
+def an_up_projection_of_another_token(x, w_gate, w_other, w_up, w_down):
+    return linear(silu(linear(x, w_gate)) * linear(x, w_up) * linear(x.flip(1), w_other), w_down)
+
+
+@refused("activation", "it is multiplied with", other=True, gate_up=(2 * E, D), v=(O, E, E))
+def outer_product_of_activations(x, gate_up, v):
+    first, second = silu(linear(x, gate_up)).chunk(2, -1)
+    return torch.einsum("bti,btj,oij->bto", first, second, v)
 
 
 @right("activation")
@@ -681,7 +717,7 @@ def activation_of_an_activation(x, w_gate, w_up, w_down):
     return linear(silu(silu(linear(x, w_gate))) * linear(x, w_up), w_down)
 
 
-@refused("activation", "the argument of silu")
+@right("activation")
 def gate_squared(x, w_gate, w_up, w_down):
     return linear(silu(linear(x, w_gate).square()) * linear(x, w_up), w_down)
 
@@ -1078,9 +1114,9 @@ def activation_in_place(q, gate_up, v):
 
 @refused("write", "is used elsewhere as well", raises="modified by an inplace operation")
 def hidden_written_twice(q, k, u, v):
-    hidden = silu(scores(q, k)) * scores(q, u)
+    hidden = silu(scores(q, k)) * scores(q, u)  # here
     first = down(hidden, v)
-    hidden = hidden.mul_(hidden)
+    hidden = hidden.mul_(hidden)  # here
     return first.detach() + down(hidden, v)
 
 
@@ -1378,12 +1414,12 @@ def gate_clamped(q, k, u, v):
     return down(silu(scores(q, k).clamp(max=1)) * scores(q, u), v)
 
 
-@refused("rounding", "up projection is the result of clamp")
+@right("rounding")
 def up_clamped(q, k, u, v):
     return down(silu(scores(q, k)) * scores(q, u).clamp(-1, 1), v)
 
 
-@refused("rounding", "is the result of clamp")
+@right("rounding")
 def gate_and_up_clamped_as_gpt_oss_does(q, gate_up, v):
     gate, up = torch.einsum("bthd,hfd->bthf", q, gate_up).chunk(2, -1)
     gate, up = gate.clamp(max=1), up.clamp(-1, 1)
@@ -1401,7 +1437,7 @@ def up_plus_one(q, gate_up, v):
     return down((up + 1) * silu(gate), v)
 
 
-@refused("rounding", "clamp is applied to it")
+@right("rounding")
 def hidden_clamped(q, k, u, v):
     return down((silu(scores(q, k)) * scores(q, u)).clamp(-1, 1), v)
 
@@ -1411,9 +1447,14 @@ def scores_soft_capped(q, k, u, v):
     return down(silu(5 * torch.tanh(scores(q, k) / 5)) * scores(q, u), v)
 
 
-@refused("rounding", "silu is applied to it|the argument of silu")
+@right("rounding")
 def hidden_through_a_silu(q, k, u, v):
     return down(silu(silu(scores(q, k)) * scores(q, u)), v)
+
+
+@refused("rounding", "silu is applied to it|the argument of silu")
+def weighted_hidden_through_a_silu(q, k, u, v, r):
+    return down(silu(silu(scores(q, k)) * scores(q, u) * r[..., :1]), v)
 
 
 @refused("rounding", "nan_to_num is applied to it")
@@ -1474,7 +1515,7 @@ def hidden_weighted_by_its_norm(q, k, u, v):
     return down(hidden * nnf.layer_norm(hidden, [F]).amax(-1, keepdim=True), v)
 
 
-@refused("norm", "it is squared as well")
+@right("norm")
 def hidden_squared(q, k, u, v):
     return down((silu(scores(q, k)) * scores(q, u)).square(), v)
 
@@ -1581,7 +1622,7 @@ def scores_masked(q, k, u, v):
     return down(silu(gate).nan_to_num() * scores(q, u), v)
 
 
-@refused("routing", "masked_fill is applied to it")
+@refused("routing", "masked_fill")
 def hidden_masked(q, k, u, v):
     hidden = silu(scores(q, k)) * scores(q, u)
     return down(hidden.masked_fill(torch.arange(F) > 4, 0), v)

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from mhf_compile.notation import Axis, Delta, Index, Leaf, Term
+from mhf_compile.notation import Axis, Delta, Func, Index, Leaf, Term
 from mhf_compile.notation.fold import Stacked
 from mhf_compile.tape.recorder import record_function
 
@@ -22,17 +22,16 @@ def test_a_right_reading_passes_and_each_wrong_one_is_found():
     check(found)
     (term,) = found.terms
     (function,) = term.factors
-    (score,) = function.argument
+    (score,) = function.terms
     transposed = [Leaf(leaf.value, leaf.index[::-1]) for leaf in score.factors[1:]]
     wrong = [
         replace(term, coefficient=Fraction(2) + Fraction(1, 2**40)),
-        replace(term, factors=(replace(function, name="sigmoid"),)),
+        replace(term, factors=(Func("sigmoid", function.terms),)),
         replace(term, factors=(function, function)),
-        replace(term, factors=(replace(function, argument=()),)),
-        replace(term, factors=(replace(function, argument=(score, score)),)),
+        replace(term, factors=(Func(function.name, ()),)),
+        replace(term, factors=(Func(function.name, (score, score)),)),
         replace(
-            term,
-            factors=(replace(function, argument=(replace(score, factors=(score.factors[0], *transposed)),)),),
+            term, factors=(Func(function.name, (replace(score, factors=(score.factors[0], *transposed)),)),)
         ),
     ]
     for one in wrong:

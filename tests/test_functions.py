@@ -66,6 +66,18 @@ FUNCTIONS: dict[str, Function] = {
     "cosine": torch.cos,
     "erf": torch.erf,
     "abs": torch.abs,
+    "sign and root": lambda x: torch.sign(x) * x.abs().sqrt(),
+    "square": lambda x: x.square(),
+    "square, by a product": lambda x: x * x,
+    "cube": lambda x: x**3,
+    "polynomial": lambda x: 0.5 * x + 0.044715 * x**3,
+    "leaky relu, by a comparison": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "leaky relu, by a maximum": lambda x: torch.maximum(x, 0.1 * x),
+    "relu, by a comparison": lambda x: torch.where(x <= 0, 0.0, x),
+    "relu, by a mask": lambda x: x.masked_fill(x < 0, 0.0),
+    "silu where it is small": lambda x: torch.where((x > -1) & ~(x >= 1), F.silu(x), x),
+    "clamp, by extrema": lambda x: torch.minimum(torch.max(x, -0.5 + 0 * x), 0.3 * x + 0.5),
+    "tanh far out": lambda x: torch.where((x.abs() < 0.5) | (x == 1), x, x.tanh()),
 }
 
 
@@ -98,11 +110,82 @@ class Layouts(nn.Module):
         return experts, torch.stack(heads, 1), dense, ungated, mapped
 
 
+class GatedLayouts(nn.Module):
+    """Five feed-forwards with a function of two scores: experts, heads in a loop, dense, packed, mapped."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        weight, down = (HEADS, NETWORKS, WIDTH, DIM), (HEADS, WIDTH, DIM)
+        self.k, self.u, self.v = (nn.Parameter(torch.randn(weight) * DIM**-0.5) for _ in range(3))
+        self.gates, self.ups, self.downs = (nn.Parameter(torch.randn(down) * DIM**-0.5) for _ in range(3))
+        self.gate, self.up = nn.Linear(DIM, WIDTH), nn.Linear(DIM, WIDTH)
+        self.both = nn.Linear(DIM, 2 * WIDTH)
+        self.down = nn.Linear(WIDTH, DIM)
+
+    def forward(self, x: Tensor, r: Tensor) -> tuple[Tensor, ...]:
+        """Of x [TOKENS, HEADS, DIM] and r [TOKENS, HEADS, NETWORKS], the result of each."""
+        hidden = self.function
+        gate, up = (torch.einsum("nhd,hefd->nhef", x, weight) for weight in (self.k, self.u))
+        experts = torch.einsum("nhef,nhe,hefo->nho", hidden(gate, up), r, self.v)
+        heads = [
+            hidden(x[:, h] @ k.mT, x[:, h] @ u.mT) @ v
+            for h, (k, u, v) in enumerate(zip(self.gates, self.ups, self.downs, strict=True))
+        ]
+        dense = self.down(hidden(self.gate(x[:, 0]), self.up(x[:, 0])))
+        scores = self.both(x[:, 1])
+        packed = self.down(hidden(scores[..., ::2], scores[..., 1::2]))
+        mapped = torch.func.vmap(lambda k, u, v: hidden(F.linear(x[:, 1], k), F.linear(x[:, 1], u)) @ v)(
+            self.ups, self.gates, self.downs
+        )
+        return experts, torch.stack(heads, 1), dense, packed, mapped
+
+
+def _gpt_oss(gate: Tensor, up: Tensor, limit: float = 0.7, alpha: float = 1.702) -> Tensor:
+    gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
+    return (up + 1) * (gate * torch.sigmoid(gate * alpha))
+
+
+OF_TWO: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gpt-oss": _gpt_oss,
+    "gpt-oss, multiplied out": lambda g, u: (
+        (glu := g * torch.sigmoid(1.702 * g)) + glu * u.clamp(min=-0.7, max=0.7)
+    ),
+    "clamps of both": lambda g, u: F.silu(g.clamp(max=0.5)) * u.clamp(-0.5, 0.5),
+    "a clamp of up": lambda g, u: F.silu(g) * u.clamp(-0.5, 0.5),
+    "a clamp of the product": lambda g, u: (F.silu(g) * u).clamp(-0.3, 0.3),
+    "WaveNet": lambda g, u: torch.tanh(u) * torch.sigmoid(g),
+    "two activations": lambda g, u: F.gelu(g) * F.relu(u - 0.1),
+    "a function of the product": lambda g, u: F.gelu(0.5 * g * u),
+    "a function of the sum": lambda g, u: F.silu(2 * g + F.relu(u)),
+    "up in two places": lambda g, u: F.silu(g) * u + 0.1 * torch.tanh(u) * g,
+    "a scaled up": lambda g, u: F.silu(g) * torch.tanh(0.5 * u),
+    "squares": lambda g, u: g.square() * u.square(),
+    "a quotient": lambda g, u: g / (1 + u.abs()),
+    "the larger": torch.maximum,
+    "the smaller, of functions": lambda g, u: torch.minimum(F.silu(g), u + 0.5),
+    "one where the other is positive": lambda g, u: torch.where(g > 0, u * g, 0.1 * u),
+    "one where it is less than the other": lambda g, u: torch.where(g < u, g.tanh(), u),
+}
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_any_function_of_the_gate_is_found(name: str) -> None:
+    check(name, Layouts(FUNCTIONS[name]))
+
+
+@pytest.mark.parametrize("name", OF_TWO)
+def test_any_function_of_gate_and_up_is_found(name: str) -> None:
+    check(name, GatedLayouts(OF_TWO[name]))
+
+
+def check(name: str, model: nn.Module) -> None:
+    """Require five fused calls, no misses, and eager's values and gradients."""
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = Layouts(FUNCTIONS[name]).double()
+    model = model.double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=DIM**-0.5)
     x = torch.randn(TOKENS, HEADS, DIM, dtype=torch.float64, requires_grad=True)
     r = torch.rand(TOKENS, HEADS, NETWORKS, dtype=torch.float64, requires_grad=True)
     wanted = [x, r, *model.parameters()]

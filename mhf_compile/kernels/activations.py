@@ -89,10 +89,10 @@ def expression_of(activation: str, gated: bool) -> Expression | None:
     return expression * UP if gated and UP.name not in names else expression
 
 
-def is_expression(activation: str) -> bool:
-    """Whether an activation is an expression of the gate."""
+def is_expression(activation: str, gated: bool) -> bool:
+    """Whether an activation is an expression of the scores that there are."""
     try:
-        return expression_of(activation, False) is not None
+        return expression_of(activation, gated) is not None
     except ValueError:
         return False
 
@@ -110,7 +110,7 @@ class Hidden:
         self.expression = expression_of(activation, gated)
         self.gradients = expressions.gradients(self.expression, _scores(gated)) if self.expression else ()
 
-    def __call__(self, gate: Tensor, up: Tensor | None) -> Tensor:
+    def __call__(self, gate: Tensor, up: Tensor | None = None) -> Tensor:
         """Hidden values, differentiable any number of times."""
         if self.expression is not None:
             return evaluate(self.expression, _given(gate, up))

@@ -42,8 +42,8 @@ def _without(term: Term, factors: Sequence[Factor], shared: set[Axis]) -> tuple[
     kept = tuple(f for f in term.factors if not any(f is other for other in factors))
     bound = tuple(axis for axis in term.bound if axis not in shared)
     match kept:
-        case (Func("", tuple() as terms),) if not bound:
-            return tuple(replace(inner, coefficient=term.coefficient * inner.coefficient) for inner in terms)
+        case (Func("") as inner,) if not bound:
+            return tuple(replace(t, coefficient=term.coefficient * t.coefficient) for t in inner.terms)
     return (Term(term.coefficient, kept, bound),)
 
 
@@ -74,6 +74,11 @@ def _pairing(first: Term, other: Term) -> _Pairing:
     return pairing
 
 
+def _form(function: Func) -> object:
+    """A function without its arguments: what those are is compared further."""
+    return function.name, [None if isinstance(one, Leaf) else len(one) for one in function.arguments]
+
+
 def _same(
     a: Factor, b: Factor, names: Mapping[Axis, Axis], bound: set[Axis], other: set[Axis]
 ) -> dict[Axis, Axis] | None:
@@ -102,7 +107,9 @@ def _same(
                     if mine in bound and list(result.values()).count(mine) > 1:
                         return None
             return result
-        case Func(), Func() if a.name == b.name and len(a.terms) == len(b.terms) > 0:
+        case Func(), Func() if _form(a) == _form(b):
+            for entry, other_entry in zip(a.entries, b.entries, strict=True):
+                result = _same(entry, other_entry, result, bound, other) if result is not None else None
             for one, two in zip(a.terms, b.terms, strict=True):
                 if one.coefficient != two.coefficient or len(one.factors) != len(two.factors):
                     return None
@@ -110,6 +117,4 @@ def _same(
                 for first, second in zip(one.factors, two.factors, strict=True):
                     result = _same(first, second, result, inner, others) if result is not None else None
             return result
-        case Func(name, Leaf() as entry), Func(other_name, Leaf() as other_entry) if name == other_name:
-            return _same(entry, other_entry, names, bound, other)
     return None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 from mhf_compile import notation
+from mhf_compile.kernels.activations import UP
 from mhf_compile.matching.factoring import factored
 from mhf_compile.matching.reasons import NO_ZEROS, OBSTACLE, NoMatch, randomness
 from mhf_compile.notation import Factor, Func, Index, Leaf, Tensor, Term
 from mhf_compile.notation.fold import fold
 from mhf_compile.reading.activations import Activations
 from mhf_compile.reading.entries import multiply
+from mhf_compile.reading.expression import scaled
 from mhf_compile.reading.reader import Reader, entry_axes
 from mhf_compile.reading.rules import ALGEBRA, Kind
 from mhf_compile.tape.values import Value
@@ -94,17 +97,19 @@ def _terms(reader: Reader, leaf: Leaf) -> list[Term] | None:
 
 def _with_scores(term: Term, reader: Reader) -> Term:
     """A term with the argument of its activation, and the factors of the same axes, read as scores."""
-    gates = [f for f in term.factors if isinstance(f, Func) and isinstance(f.argument, tuple)]
+    gates = [f for f in term.factors if isinstance(f, Func) and f.sums]
     if not gates:
         return term
     wide = set(gates[0].axes)
     factors: list[Factor] = []
     for factor in term.factors:
-        if isinstance(factor, Func) and isinstance(factor.argument, tuple):
-            ((scale, (leaf,)),) = ((t.coefficient, t.factors) for t in factor.argument)
-            assert isinstance(leaf, Leaf)
-            scores = (replace(t, coefficient=scale * t.coefficient) for t in score(leaf, reader))
-            factors.append(Func(factor.name, tuple(scores)))
+        if isinstance(factor, Func) and factor.sums:
+            scores = []
+            for ((scale, (leaf,)),) in ([(t.coefficient, t.factors) for t in s] for s in factor.sums):
+                assert isinstance(leaf, Leaf)
+                summands = score(leaf, reader)
+                scores.append(tuple(replace(t, coefficient=scale * t.coefficient) for t in summands))
+            factors.append(Func(factor.name, *scores))
         elif isinstance(factor, Leaf) and set(factor.axes) == wide:
             factors.append(Func("", tuple(score(factor, reader))))
         else:
@@ -171,9 +176,18 @@ def score(leaf: Leaf, reader: Reader) -> list[Term]:
             continue  # randomness in an operand of the product is outside
         if isinstance(operand.value, Value) and operand.value.op is not None and operand.value.op.random:
             raise randomness(operand.value.op, operand.value)
-    terms, cuts = fold(_of_one_input(terms, reader))
+    terms, cuts = fold(_of_one_input(_collected(terms), reader))
     reader.axes.adopt(cuts)
     return factored([reader.axes.resolve(term) for term in terms])
+
+
+def _collected(terms: Sequence[Term]) -> list[Term]:
+    """The same sum, with terms that differ in nothing but their numbers as one."""
+    like: dict[Term, list[Term]] = {}
+    for term in terms:
+        like.setdefault(notation.numbered(replace(term, coefficient=notation.ONE)), []).append(term)
+    sums = ((same[0], sum((term.coefficient for term in same), notation.ZERO)) for same in like.values())
+    return [replace(term, coefficient=coefficient) for term, coefficient in sums]
 
 
 def _of_one_input(terms: list[Term], reader: Reader) -> list[Term]:
@@ -225,8 +239,8 @@ def _scaled(leaf: Leaf, reader: Reader) -> list[Term] | None:
 def _counted(term: Term) -> Term:
     """A term without sums over axes that no factor has: such a sum is a multiplication."""
     factors = tuple(
-        Func(f.name, tuple(map(_counted, f.argument)))
-        if isinstance(f, Func) and isinstance(f.argument, tuple)
+        Func(f.name, *(tuple(map(_counted, terms)) for terms in f.sums))
+        if isinstance(f, Func) and f.sums
         else f
         for f in term.factors
     )
@@ -238,16 +252,28 @@ def _counted(term: Term) -> Term:
     return Term(term.coefficient * idle, factors, bound)
 
 
+def _of_one(terms: Sequence[Term]) -> tuple[Fraction, list[Term]]:
+    """A number and the sum of which it is a multiple, whose first product has no number."""
+    terms = sorted(terms, key=lambda t: -len(t.bound))
+    scale = terms[0].coefficient if terms and terms[0].coefficient else notation.ONE
+    return scale, [replace(t, coefficient=t.coefficient / scale) for t in terms]
+
+
 def _hoisted(term: Term) -> Term:
-    """A term with what is constant in an up score moved out of it."""
+    """A term with what is constant in an up score moved out of it, a number also out of a function of it."""
     coefficient, factors = term.coefficient, list[Factor]()
     for factor in term.factors:
-        if not (isinstance(factor, Func) and not factor.name and isinstance(factor.argument, tuple)):
+        if not isinstance(factor, Func):
             factors.append(factor)
             continue
-        scores = sorted(factor.argument, key=lambda t: -len(t.bound))
-        scale = scores[0].coefficient if scores and scores[0].coefficient else notation.ONE
-        scores = [replace(t, coefficient=t.coefficient / scale) for t in scores]
+        if factor.name:
+            if len(factor.sums) == 2:
+                gate, up = factor.sums
+                scale, scores = _of_one(up)
+                factor = Func(scaled(factor.name, UP, scale), gate, tuple(scores))
+            factors.append(factor)
+            continue
+        scale, scores = _of_one(factor.terms)
         coefficient *= scale
         if scores and scores[0].bound:
             outside = [f for f in scores[0].factors if set(f.axes).isdisjoint(scores[0].bound)]

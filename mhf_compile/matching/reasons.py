@@ -182,7 +182,7 @@ def randomness(op: Op, value: Value) -> NoMatch:
 
 def other_factors(goal: Term, term: Term) -> NoMatch:
     """Why a term has not even the factors of a pattern."""
-    functions = [f for f in term.factors if isinstance(f, Func) and isinstance(f.argument, tuple)]
+    functions = [f for f in term.factors if isinstance(f, Func) and f.sums]
     if any(isinstance(f, notation.Delta) for f in term.factors):
         return NoMatch("it is only a part of a concatenation or of a buffer")
     for function, score in itertools.product(functions, functions):
@@ -190,6 +190,9 @@ def other_factors(goal: Term, term: Term) -> NoMatch:
         if function.name and not score.name and outside < inside:  # such as a swish whose slope is learned
             tensors = ", ".join(sorted(map(str, inside - outside)))
             return Refusal(f"the activation is x*{function.name}({tensors}*x), none that the op knows")
+    scores = [terms for function in functions for terms in function.sums]
+    if len(scores) > 2 and set.intersection(*map(_inputs, scores)):
+        return Refusal(f"hidden values are a function of {len(scores)} scores, of which the op takes two")
     ups, wanted = (sum(isinstance(f, Func) and not f.name for f in t.factors) for t in (term, goal))
     if ups != wanted:  # of one with too few, a pattern that wants none says more
         reason = (
@@ -197,8 +200,7 @@ def other_factors(goal: Term, term: Term) -> NoMatch:
         )
         return NoMatch(reason, progress=Progress(Stage.FACTORS, -max(1, ups)))
     for function in functions:
-        assert isinstance(function.argument, tuple)
-        products = [t for t in function.argument if t.bound]
+        products = [t for t in function.terms if t.bound]
         what = f"argument of {function.name}" if function.name else "up projection"
         if len(products) > 1:
             return several_inputs(what, products, term.bound)
@@ -216,6 +218,11 @@ def other_factors(goal: Term, term: Term) -> NoMatch:
     if len(functions) > ups + 1:
         return NoMatch("activations are multiplied with each other")
     return NoMatch("it is not one sum over the width of activation, up projection, weight and values")
+
+
+def _inputs(score: Sequence[Term]) -> set[object]:
+    """The tensors in the products of a score."""
+    return {leaf.value for term in score if term.bound for leaf in notation.leaves(term.factors)}
 
 
 def several_inputs(what: str, products: Sequence[Term], summed: Collection[Axis]) -> NoMatch:

@@ -13,9 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
-import torch
-
-from mhf_compile.kernels.activations import is_expression
+from mhf_compile.kernels.activations import hidden_of, is_expression
 from mhf_compile.matching.between import BetweenProducts
 from mhf_compile.matching.candidates import Candidates
 from mhf_compile.matching.linearity import Linearity
@@ -74,11 +72,13 @@ def find(tape: Tape, accept: Callable[[Match], None] = lambda match: None) -> li
                 waiting.append(anchors)  # the root of a match is an operand of what follows
                 break
     done = {anchor: match for match in settled for anchor in match.anchors}
-    told = [
-        _as_operand(miss, multiplied[anchor], done)
-        for anchor, miss in missed.items()
-        if anchor not in done and (anchor in evident or miss.is_pattern)
-    ]
+    told: list[Unmatched] = []
+    for anchor, miss in missed.items():
+        user = _user(anchor, multiplied[anchor], done)
+        if anchor in evident and anchor not in done:
+            told.append(miss if miss.is_pattern or user is None else _as_operand(miss, user))
+        elif anchor not in done and miss.is_pattern and user is None:
+            told.append(miss)
     return sorted([*settled, *_each_once(told, behind)], key=lambda one: one.time)
 
 
@@ -97,15 +97,15 @@ def _each_once(missed: Sequence[Unmatched], behind: Mapping[Value, set[Value]]) 
     yield from told.values()
 
 
-def _as_operand(miss: Unmatched, others: Collection[Value], done: Mapping[Value, Match]) -> Unmatched:
-    """What is said of an activation that is in an operand of the match of one it is multiplied with."""
-    if miss.is_pattern:
-        return miss
+def _user(anchor: Value, others: Collection[Value], done: Mapping[Value, Match]) -> Value | None:
+    """Of what an activation is multiplied with the first in whose match it is in an operand."""
     beside = sorted((other for other in others if other in done), key=lambda other: other.time)
-    first = next((other for other in beside if _is_operand(miss.anchor, done[other])), None)
-    if first is None:
-        return miss
-    reason = f"what comes of it is an operand of another feed-forward, that of {first}"
+    return next((other for other in beside if _is_operand(anchor, done[other])), None)
+
+
+def _as_operand(miss: Unmatched, user: Value) -> Unmatched:
+    """What is said of an activation that is in an operand of another one's match."""
+    reason = f"what comes of it is an operand of another feed-forward, that of {user}"
     return replace(miss, why=NoMatch(reason, miss.anchor))
 
 
@@ -232,9 +232,10 @@ class _Search:
             if error.at is not None and error.at.op is not None and error.at.op.state.grad_enabled != grad:
                 raise NoMatch("grad mode changes inside it", error.at, error.progress, NO_GRAD) from error
             raise
-        if unification.activation not in pattern.activations and not is_expression(unification.activation):
+        activation = unification.activation
+        if activation not in pattern.activations and not is_expression(activation, pattern.is_gated):
             raise Refusal(
-                f"the activation is {unification.activation}, none that the op knows",
+                f"the activation is {activation}, none that the op knows",
                 advice=f"the op knows {', '.join(sorted(pattern.activations))}",
             )
         visited = {value: tuple(reader.axes.current(i) for i in at) for value, at in reader.visited.items()}
@@ -263,9 +264,10 @@ def _is_behind(larger: NoMatch, smaller: NoMatch, root: Value) -> bool:
 @cache
 def normal_pattern(pattern: Pattern) -> tuple[Mapping[Value, str], tuple[Index, ...], Term]:
     """A pattern's formula in normal form: (the operand of each leaf, the index of the result, the term)."""
+    hidden = hidden_of("relu", pattern.is_gated)
     shapes = [pattern.shape(slot.dims) for slot in pattern.operands.values()]
     tape, values, result = record_function(
-        lambda *operands: pattern.formula(*operands, torch.relu, *pattern.scalars.values()), *shapes
+        lambda *operands: pattern.formula(*operands, hidden, *pattern.scalars.values()), *shapes
     )
     activations = Activations(tape)
     linearity = Linearity(tape, activations.anchors)

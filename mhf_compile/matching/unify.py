@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import NamedTuple
 
 from mhf_compile import notation
 from mhf_compile.matching.reasons import NoMatch, other_factors
@@ -49,6 +50,14 @@ class State:
         state = self.copy()
         state.places.setdefault(name, []).append(place)
         return state
+
+
+class _Score(NamedTuple):
+    """A sum that a function is of; without a name where it is the second, or the function has none."""
+
+    function: Func
+    name: str
+    terms: tuple[Term, ...]
 
 
 class _Unifier:
@@ -97,30 +106,32 @@ class _Unifier:
         goals = [factor for factor in wanted.factors if isinstance(factor, Func)]
         slots = [self.name(factor) for factor in wanted.factors if isinstance(factor, Leaf)]
         functions = [factor for factor in given.factors if isinstance(factor, Func) and factor.terms]
+        scores = [_Score(f, f.name if n == 0 else "", s) for f in functions for n, s in enumerate(f.sums)]
         state = state.copy()
         coefficient = given.coefficient
         if wanted.coefficient in self.scalars:
             state.scalars[self.scalars[wanted.coefficient]] = coefficient
             coefficient = notation.ONE
-        for chosen in itertools.permutations(functions, len(goals)):
-            factors = [f for f in given.factors if not any(f is function for function in chosen)]
-            wide = {axis for function in chosen for axis in function.axes}
+        for chosen in itertools.permutations(scores, len(goals)):
+            factors = [f for f in given.factors if not any(f is score.function for score in chosen)]
+            wide = {axis for score in chosen for axis in score.function.axes}
             if any(_is_no_operand(factor, wide, given.bound) for factor in factors):
                 continue
+            if any(s.function is one.function and s not in chosen for one in chosen for s in scores):
+                continue  # a function of two scores takes both
             after: Iterator[State] = iter([state])
-            for goal, function in zip(goals, chosen, strict=True):
-                after = self._functions(goal, function, after)
+            for goal, score in zip(goals, chosen, strict=True):
+                after = self._functions(goal, score, after)
             rest = Term(coefficient, tuple(factors), given.bound)
             for one in after:
                 yield from self._factors(slots, rest, one, inner, wide)
 
-    def _functions(self, goal: Func, function: Func, states: Iterator[State]) -> Iterator[State]:
-        linear = not goal.name
-        if linear == bool(function.name):
+    def _functions(self, goal: Func, score: _Score, states: Iterator[State]) -> Iterator[State]:
+        if bool(goal.name) != bool(score.name):
             return
         for state in states:
-            after = replace(state) if linear else replace(state, activation=function.name)
-            yield from self.sums(goal.terms, function.terms, after)
+            after = replace(state, activation=score.name or state.activation)
+            yield from self.sums(goal.terms, score.terms, after)
 
     def _factors(
         self, slots: Sequence[str], given: Term, state: State, inner: tuple[Axis, ...], wide: set[Axis]

@@ -90,8 +90,8 @@ def _ordered(term: Term) -> Term:
         match factor:
             case Leaf(value, indices):
                 return "2", *map(str, value.shape), *map(place, indices)
-            case Func(name, argument):
-                return "0" if name and not isinstance(argument, Leaf) else "1", name
+            case Func(name):
+                return "0" if name and factor.sums else "1", name
             case Delta(axis, index):
                 return "3", axis.name, place(index)
 

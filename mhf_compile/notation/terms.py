@@ -40,28 +40,41 @@ class Leaf:
         return f"{self.value}[{', '.join(map(repr, self.index))}]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Func:
-    """An elementwise function of an entry (until it is read) or of a sum of terms; unnamed, that sum."""
+    """An elementwise function of entries (until they are read) or of sums of terms; unnamed, one sum."""
 
     name: str
-    argument: Leaf | tuple[Term, ...]
+    arguments: tuple[Leaf | tuple[Term, ...], ...]
+
+    def __init__(self, name: str, *arguments: Leaf | tuple[Term, ...]) -> None:
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "arguments", arguments)
 
     @property
     def axes(self) -> tuple[Axis, ...]:
         """The axes it runs over."""
-        if isinstance(self.argument, Leaf):
-            return self.argument.axes
-        return tuple(dict.fromkeys(axis for term in self.argument for axis in term.free))
+        free = (axis for term in self.terms for axis in term.free)
+        return tuple(dict.fromkeys((*(axis for leaf in self.entries for axis in leaf.axes), *free)))
+
+    @property
+    def entries(self) -> tuple[Leaf, ...]:
+        """The entries that it is a function of."""
+        return tuple(argument for argument in self.arguments if isinstance(argument, Leaf))
+
+    @property
+    def sums(self) -> tuple[tuple[Term, ...], ...]:
+        """The sums that it is a function of."""
+        return tuple(argument for argument in self.arguments if not isinstance(argument, Leaf))
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """The sum that it is a function of; nothing of an entry."""
-        return () if isinstance(self.argument, Leaf) else self.argument
+        """What is added up in the sums that it is a function of."""
+        return tuple(term for terms in self.sums for term in terms)
 
     def __repr__(self) -> str:
-        inner = self.argument if isinstance(self.argument, Leaf) else equation(self.argument)
-        return f"{self.name}({inner})"
+        inner = (str(a) if isinstance(a, Leaf) else equation(a) for a in self.arguments)
+        return f"{self.name}({', '.join(inner)})"
 
 
 @dataclass(frozen=True)
@@ -116,8 +129,7 @@ def walk(factors: Sequence[Factor]) -> Iterator[Factor]:
     for factor in factors:
         yield factor
         if isinstance(factor, Func):
-            if isinstance(factor.argument, Leaf):
-                yield factor.argument
+            yield from factor.entries
             for term in factor.terms:
                 yield from walk(term.factors)
 
@@ -135,11 +147,12 @@ def mapped(
             factors.append(leaf(factor))
         elif isinstance(factor, Delta):
             factors += delta(factor)
-        elif isinstance(factor.argument, Leaf):
-            factors.append(Func(factor.name, leaf(factor.argument)))
         else:
-            inner = tuple([mapped(t, leaf, delta, bound) for t in factor.argument])
-            factors.append(Func(factor.name, inner))
+            inner = (
+                leaf(a) if isinstance(a, Leaf) else tuple([mapped(t, leaf, delta, bound) for t in a])
+                for a in factor.arguments
+            )
+            factors.append(Func(factor.name, *inner))
     return Term(term.coefficient, tuple(factors), tuple([own for axis in term.bound for own in bound(axis)]))
 
 

@@ -20,11 +20,11 @@ def formula(
     r: Tensor | None = None,
     gate_bias: Tensor | None = None,
     up_bias: Tensor | None = None,
-    activation: Callable[[Tensor], Tensor] = torch.nn.functional.silu,
+    hidden: Callable[[Tensor, Tensor], Tensor] = lambda gate, up: torch.nn.functional.silu(gate) * up,
     gate_scale: float = 1.0,
     scale: float = 1.0,
 ) -> Tensor:
-    """``scale * sum_e r * sum_f act(gate_scale * q.k + gate_bias) * (q.u + up_bias) * v``, in eager PyTorch.
+    """``scale * sum_e r * sum_f hidden(gate_scale * q.k + gate_bias, q.u + up_bias) * v``, in eager PyTorch.
 
     Args:
         q: queries [B, T, H, D].
@@ -34,7 +34,7 @@ def formula(
         r: weights of the sub-networks [B, T, H, E], or None for all ones.
         gate_bias: added to the gate score, [Hk, E, F], or None.
         up_bias: added to the up score, [Hk, E, F], or None.
-        activation: the elementwise function of the gate.
+        hidden: the elementwise function of the gate score and the up score.
         gate_scale: factor of the gate score, without its bias.
         scale: factor of the result.
 
@@ -49,10 +49,10 @@ def formula(
         gate = gate + gate_bias[:, None]
     if up_bias is not None:
         up = up + up_bias[:, None]
-    hidden = activation(gate) * up
+    weighted = hidden(gate, up)
     if r is not None:
-        hidden = hidden * r.unflatten(2, (kv_heads, -1)).unsqueeze(-1)
-    return scale * torch.einsum("bthgef,hefo->bthgo", hidden, v).flatten(2, 3)
+        weighted = weighted * r.unflatten(2, (kv_heads, -1)).unsqueeze(-1)
+    return scale * torch.einsum("bthgef,hefo->bthgo", weighted, v).flatten(2, 3)
 
 
 ENOUGH = 64

@@ -85,9 +85,9 @@ class Pattern:
         name: the op's name in the report.
         op: the qualified name of the op, whose arguments have the names of the operands and scalars; those
             that the pattern lacks are None.
-        formula: the computation in eager PyTorch, ``formula(*operands, activation, *scalars)``: the
-            definition, and the oracle of the tests and of the proof. An optional operand may be None; the
-            activation is a function.
+        formula: the computation in eager PyTorch, ``formula(*operands, hidden, *scalars)``: the
+            definition, and the oracle of the tests and of the proof. An optional operand may be None;
+            ``hidden`` is a function of the scores, gate and, where it is gated, up.
         roles: what the axes are, by the letters that stand for them.
         operands: the slot of each operand.
         result: the roles of each dimension of the result.
@@ -111,6 +111,11 @@ class Pattern:
     scalars: Mapping[str, int]
     activations: frozenset[str]
     distribute: Callable[[Roles, Mapping[str, Leaf]], Roles]
+
+    @cached_property
+    def is_gated(self) -> bool:
+        """Whether hidden values are a function of two scores, not of one."""
+        return "u" in self.operands
 
     @cached_property
     def tokens(self) -> tuple[str, ...]:

@@ -17,21 +17,22 @@ def formula(
     v: Tensor,
     r: Tensor | None = None,
     gate_bias: Tensor | None = None,
-    activation: Callable[[Tensor], Tensor] = torch.nn.functional.relu,
+    hidden: Callable[[Tensor], Tensor] = torch.nn.functional.relu,
     gate_scale: float = 1.0,
     scale: float = 1.0,
 ) -> Tensor:
-    """``scale * sum_e r * sum_f act(gate_scale * q.k + gate_bias) * v``, in eager PyTorch.
+    """``scale * sum_e r * sum_f hidden(gate_scale * q.k + gate_bias) * v``, in eager PyTorch.
 
-    Operands and result are those of :func:`mhf_compile.patterns.flash_mhf.formula`.
+    ``hidden`` is a function of the gate score alone. Operands and result are those of
+    :func:`mhf_compile.patterns.flash_mhf.formula`.
     """
     kv_heads = k.shape[0]
     q = q.unflatten(2, (kv_heads, q.shape[2] // kv_heads))
     gate = gate_scale * torch.einsum("bthgd,hefd->bthgef", q, k)
-    hidden = activation(gate if gate_bias is None else gate + gate_bias[:, None])
+    weighted = hidden(gate if gate_bias is None else gate + gate_bias[:, None])
     if r is not None:
-        hidden = hidden * r.unflatten(2, (kv_heads, -1)).unsqueeze(-1)
-    return scale * torch.einsum("bthgef,hefo->bthgo", hidden, v).flatten(2, 3)
+        weighted = weighted * r.unflatten(2, (kv_heads, -1)).unsqueeze(-1)
+    return scale * torch.einsum("bthgef,hefo->bthgo", weighted, v).flatten(2, 3)
 
 
 UNGATED_MHF = replace(

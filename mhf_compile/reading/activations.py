@@ -1,27 +1,38 @@
-"""Find the activations of a tape: the values at which an elementwise function of one entry is complete.
+"""Find the activations of a tape: the values at which an elementwise function of scores is complete.
 
 An activation may be one operation or be spelled out over many, ``x / (1 + exp(-x))``, with other factors
 between them. What is read of it is an expression in ``x``, and which function that is, is known by what it
-computes. One that the op does not know keeps its text as its name, ``x*tanh(x)``, and is never rewritten.
+computes. One that is none of those with a name has its text as its name, ``gate * tanh(gate)``. So has a
+function of two scores that is no product of an activation of the one and the other, such as that of gpt-oss,
+``(clamp(up, -7, 7) + 1) * ...``.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 
 import torch
 
-from mhf_compile.kernels.activations import ACTIVATIONS
-from mhf_compile.kernels.expressions import Expression, Number, walk
-from mhf_compile.notation import ONE, Delta, Factor, Func, Leaf, Term, Unreadable
-from mhf_compile.reading.expression import Known, X, functions, identify, of_function, varies
+from mhf_compile.kernels.activations import ACTIVATIONS, GATE
+from mhf_compile.kernels.expressions import Expression, Number
+from mhf_compile.notation import ONE, Axis, Delta, Factor, Func, Leaf, Term, Unreadable
+from mhf_compile.reading.elementwise import DEPTH, SCORES, Elementwise, has_no_gradient
+from mhf_compile.reading.expression import (
+    Known,
+    curvature,
+    functions,
+    identify,
+    is_joint,
+    is_linear,
+    varies,
+)
 from mhf_compile.reading.numbering import ValueNumbering
 from mhf_compile.reading.reader import FLOATS, Reader, entry_axes
-from mhf_compile.reading.rules import ALGEBRA, ELEMENTWISE, PARTS, RULES, Kind, Rule, kind_of
+from mhf_compile.reading.rules import ALGEBRA, PARTS, RULES, Kind, Rule
+from mhf_compile.reading.scores import Scores
 from mhf_compile.tape.tape import Tape
 from mhf_compile.tape.values import Op, Value
 
@@ -31,14 +42,11 @@ UNTAGGED = frozenset(["_prelu_kernel", "log_sigmoid_forward", "aten::rrelu_with_
 FINAL = frozenset(["silu", "gelu", "gelu_tanh", "relu_squared"])
 """Activations that are no part of a product with something else: only a function of them alone may be one."""
 
-DEPTH = 12
-"""Operations that an expression is followed down."""
-
 UNIT = Number(ONE)
 """The product of nothing."""
 
-LARGEST = 64
-"""Operations of the largest expression."""
+STOPPED = "a gradient is stopped inside the activation, by detach or no_grad"
+"""Why an activation is not the same as it was where gradients were not asked for."""
 
 
 @dataclass
@@ -62,7 +70,7 @@ class _Product:
     @property
     def is_new(self) -> bool:
         """Whether it is a function, and more than a tensor that was complete before, times others."""
-        return bool(self.path) and (self.count > 1 or not self.rest) and bool(functions(self.inside))
+        return bool(self.path) and (self.count > 1 or not self.rest) and not is_linear(self.inside)
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,16 @@ class _Complete:
         return self.is_score, self.known.name in ACTIVATIONS, -len(self.product.rest)
 
 
+@dataclass(frozen=True)
+class _Joint:
+    """A function of several scores, by its text."""
+
+    scores: list[Leaf]
+    name: str
+    path: list[Leaf]
+    """What was read through."""
+
+
 class Activations:
     """The activations of a tape.
 
@@ -101,12 +119,13 @@ class Activations:
         self.names: dict[Value, frozenset[str]] = {}
         self._final: set[Value] = set()
         self._curved: set[Value] = set()  # elementwise in a function, which may go on
-        self._scores: set[Value] = set()  # linear in a product
         self._arguments: dict[Value, Value] = {}  # the score that an activation without a rule is of
-        self._sources: dict[Value, frozenset[Value]] = {}  # what a value is made of, element by element
+        self._joint: set[Value] = set()  # activations of several scores
         self.numbering = ValueNumbering(tape)
+        self._scores = Scores(tape, self.numbering)
         self._used = tape.used
         reader = Reader()
+        elements = Elementwise(reader, self.numbering)
         for value in tape.values:
             rule = reader.rule(value)
             if value.op is None:
@@ -116,26 +135,17 @@ class Activations:
             ):
                 self._foreign(value, value.op)
                 continue
-            if self._is_score(value.op):
-                self._scores.add(value)
-            if rule.kind in ELEMENTWISE | {Kind.JOIN}:
-                inputs = map(self._sources_of, value.op.inputs)
-                self._sources[value] = frozenset[Value]().union(*inputs)
+            self._scores.visit(value, value.op, rule)
             if rule.kind is Kind.FUNCTION or not self._curved.isdisjoint(value.op.inputs):
-                self._follow(reader, value, rule)
-            elif rule.kind is Kind.MULTIPLY and self._scores.issuperset(value.op.args):
-                self.anchors[value] = "identity"
-
-    def _is_score(self, op: Op) -> bool:
-        """Whether an operation gives a product of tensors summed over an axis, or something linear in one."""
-        kind, inputs = RULES[op.name].kind, op.inputs
-        if kind is Kind.SUM:
-            return any(kind_of(value.op) is Kind.MULTIPLY for value in inputs)
-        if kind in ALGEBRA - {Kind.ADD} and len(inputs) != 1:
-            return False
-        every = all if kind is Kind.JOIN else any
-        linear = kind in ALGEBRA | {Kind.MOVE, Kind.JOIN} and every(v in self._scores for v in inputs)
-        return kind is Kind.CONTRACT or linear
+                self._follow(elements, value, rule)
+            elif rule.kind in (Kind.MULTIPLY, Kind.POLYNOMIAL) and all(
+                v in self._scores for v in value.op.inputs
+            ):
+                if self._may_complete(value.op, rule):  # a power
+                    self._follow(elements, value, rule)
+                if rule.kind is Kind.MULTIPLY and all(v in self._scores for v in value.op.args):
+                    self.anchors.setdefault(value, "identity")
+                    self._curved.add(value)
 
     def _foreign(self, value: Value, op: Op) -> None:
         """Note an elementwise operation that no rule reads: on a score, or an activation of a subclass."""
@@ -151,44 +161,62 @@ class Activations:
             self.anchors[value] = op.title
             self._arguments[value] = scores[0]
 
-    def _sources_of(self, value: Value) -> frozenset[Value]:
-        return self._sources.get(value) or frozenset([self.numbering.first[value]])
-
     def _may_complete(self, op: Op, rule: Rule) -> bool:
         """Whether an operation has one tensor, a quotient's function in it, or two with a common source."""
-        sources = [self._sources_of(value) for value in op.inputs]
+        sources = [self._scores.sources(value) for value in op.inputs]
         pairs = itertools.combinations(sources, 2)
         return len(sources) == 1 or rule.kind is Kind.DIVIDE or not all(a.isdisjoint(b) for a, b in pairs)
 
-    def _follow(self, reader: Reader, value: Value, rule: Rule) -> None:
+    def _follow(self, elements: Elementwise, value: Value, rule: Rule) -> None:
         """Note whether a value that is elementwise in a function completes an activation."""
         assert value.op is not None
-        if rule.kind is Kind.MOVE:
+        is_final = not self._final.isdisjoint(value.op.inputs)
+        if rule.kind is Kind.MOVE or value.dtype is torch.bool:
             self._curved.add(value)
-            if not self._final.isdisjoint(value.op.inputs):
-                self._final.add(value)
-        if rule.kind not in ALGEBRA | {Kind.FUNCTION}:
+            self._final |= {value} if is_final else set()
+        if rule.kind not in ALGEBRA | {Kind.FUNCTION} or value.dtype is torch.bool:
             return
-        completed = None
+        completed, joint = None, None
         if rule.kind is Kind.FUNCTION or self._may_complete(value.op, rule):
-            completed = self._complete(reader, Leaf(value, entry_axes(value)))
-        if (completed is None or completed.product.rest) and not self._final.isdisjoint(value.op.inputs):
-            return
-        if completed is not None:
-            inside = {leaf.value for leaf in completed.product.path}
-            self.names[value] = completed.names
-            for part in inside & self.anchors.keys():
-                assert isinstance(part, Value)
-                self.names[value] |= self.names.get(part, frozenset())
-                outside = {output for user in part.users for output in user.outputs} - inside
-                if self._used.isdisjoint(outside):
-                    del self.anchors[part]
-            self.anchors[value] = completed.known.name
-            if not self.names[value].isdisjoint(FINAL):
-                self._final.add(value)
+            completed = self._complete(elements, Leaf(value, entry_axes(value)))
+        if completed is None or completed.product.rest or not completed.is_score:
+            joint = self._of_several(elements, Leaf(value, entry_axes(value)))
+        if joint is not None:
+            self._joint.add(value)
+            self._note(value, joint.name, frozenset(), joint.path)
+        elif is_final and (completed is None or completed.product.rest):
+            completed = None
+            self._final.add(value)
+        elif completed is not None:
+            self._note(value, completed.known.name, completed.names, completed.product.path)
+        elif rule.kind is Kind.FUNCTION:
+            self._foreign(value, value.op)
         is_sum = rule.products is not None and sum(map(bool, rule.products(value.op))) > 1
-        if completed is not None or not is_sum:
+        if completed is not None or joint is not None or not is_sum:
             self._curved.add(value)
+
+    def _note(self, value: Value, name: str, names: frozenset[str], path: Collection[Leaf]) -> None:
+        """Note an activation, and that what is nothing but a part of it is none."""
+        inside = {leaf.value for leaf in path if isinstance(leaf.value, Value)}
+        self.names[value] = names
+        for part in inside & self.anchors.keys():
+            if self._is_part_only(part, value, inside):
+                self.names[value] |= self.names.get(part, frozenset())
+                del self.anchors[part]
+        self.anchors[value] = name
+        if not self.names[value].isdisjoint(FINAL):
+            self._final.add(value)
+
+    def _is_part_only(self, part: Value, whole: Value, inside: set[Value]) -> bool:
+        """Whether a value, and what is made of it inside of another one, is used for that one only."""
+        pending, seen = [part], {part, whole}
+        while pending:
+            used = {output for user in pending.pop().users for output in user.outputs} & self._used
+            if not used <= inside:
+                return False
+            pending += used - seen
+            seen |= used
+        return True
 
     def read(self, reader: Reader, anchor: Leaf) -> list[Term]:
         """An entry of an anchor as a product of one named function of an entry, and others."""
@@ -197,10 +225,17 @@ class Activations:
             argument = Leaf(self._arguments[anchor.value], anchor.index)
             reader.visit(anchor)
             return [Term(factors=(Func(self.anchors[anchor.value], (Term(factors=(argument,)),)),))]
-        completed = self._complete(reader, anchor, self.anchors[anchor.value])
+        elements = Elementwise(reader, self.numbering)
+        if anchor.value in self._joint:
+            joint = self._of_several(elements, anchor)
+            if joint is None:
+                raise Unreadable(STOPPED)
+            reader.visit(*joint.path)
+            return [Term(factors=(Func(joint.name, *((Term(factors=(score,)),) for score in joint.scores)),))]
+        completed = self._complete(elements, anchor, self.anchors[anchor.value])
         if completed is None:  # the product of two scores
             if self.anchors[anchor.value] != "identity":
-                raise Unreadable("a gradient is stopped inside the activation, by detach or no_grad")
+                raise Unreadable(STOPPED)
             (term,) = reader.definition(anchor) or []
             gate, *rest = term.factors
             assert isinstance(gate, Leaf)
@@ -216,14 +251,41 @@ class Activations:
             factors.append(operand)
         return [Term(known.factor, tuple(factors))]
 
-    def _complete(self, reader: Reader, leaf: Leaf, wanted: str | None = None) -> _Complete | None:
+    def _of_several(self, elements: Elementwise, leaf: Leaf) -> _Joint | None:
+        """A function of scores that is complete at an entry, and no product of a function and a score."""
+
+        def axes(leaf: Leaf) -> set[Axis]:
+            current = elements.reader.axes.current
+            return {axis for index in leaf.index for axis in current(index).axes if axis.size != 1}
+
+        scores = elements.scores(leaf, self._scores, apart=True)
+        if scores is not None and len(scores) > 2:  # products of low rank, say, that are added up
+            scores = min(scores, elements.scores(leaf, self._scores, apart=False) or scores, key=len)
+        if scores is None or not 2 <= len(scores) <= len(SCORES):
+            return None
+        if not frozenset.intersection(*(self._scores.contracted[score.value] for score in scores)):
+            return None  # of different inputs
+        if any(axes(score) != axes(leaf) for score in scores):
+            return None
+        for order in (scores, scores[::-1]):
+            path: list[Leaf] = []
+            expression = elements.expression(leaf, order, path)
+            if expression is None or not is_joint(expression) or has_no_gradient(expression, order):
+                return None
+            if curvature(expression, GATE) >= curvature(expression, SCORES[len(scores) - 1]):
+                return _Joint(order, str(expression), path)
+        return None
+
+    def _complete(self, elements: Elementwise, leaf: Leaf, wanted: str | None = None) -> _Complete | None:
         """What is complete at an entry: of a score if it can be, by a name if it has one."""
         best: _Complete | None = None
         names: set[str] = set()
-        for x in self._variables(reader, leaf):
+        for x in self._variables(elements, leaf):
             product = _Product(x)
-            self._cut(reader, leaf, product, DEPTH)
+            self._cut(elements, leaf, product, DEPTH)
             if not product.is_new:
+                continue
+            if has_no_gradient(product.inside, [x]):
                 continue
             known = identify(product.inside) or Known(str(product.inside))
             is_score = x.value in self._scores
@@ -240,7 +302,7 @@ class Activations:
                 break
         return replace(best, names=frozenset([best.known.name, *names])) if best is not None else None
 
-    def _variables(self, reader: Reader, leaf: Leaf) -> Iterator[Leaf]:
+    def _variables(self, elements: Elementwise, leaf: Leaf) -> Iterator[Leaf]:
         """The entries that a product may depend on by a function, the nearest first."""
         seen: list[Leaf] = []
         pending = deque([(leaf, False, DEPTH)])
@@ -248,33 +310,34 @@ class Activations:
             entry, inside, depth = pending.popleft()
             assert isinstance(entry.value, Value)
             if inside:
-                entry = _canonical(reader, entry)
+                entry = elements.canonical(entry)
                 if entry in seen:
                     continue
                 seen.append(entry)
-                yield entry
-            for factor in (f for term in _step(reader, entry, depth) or [] for f in term.factors):
-                if isinstance(factor, Func) and isinstance(factor.argument, Leaf):
-                    pending.append((factor.argument, True, depth - 1))
+                if not _is_condition(entry):
+                    yield entry
+            for factor in (f for term in elements.step(entry, depth) or [] for f in term.factors):
+                if isinstance(factor, Func):
+                    pending += [(argument, True, depth - 1) for argument in factor.entries]
+                elif isinstance(factor, Leaf) and factor.value in self._scores:
+                    pending.append((factor, True, depth - 1))
                 elif isinstance(factor, Leaf) and (inside or factor.value in self._curved):
                     pending.append((factor, inside, depth - 1))
 
-    def _cut(self, reader: Reader, leaf: Leaf, product: _Product, depth: int) -> None:
+    def _cut(self, elements: Elementwise, leaf: Leaf, product: _Product, depth: int) -> None:
         """Multiply an entry in: what depends on ``product.x`` only goes inside, the rest beside it."""
         path: list[Leaf] = []
-        expression = _expression(reader, self.numbering, leaf, product.x, path, DEPTH)
+        expression = elements.expression(leaf, (product.x,), path)
         if expression is not None:
             return product.take(expression, path)
         parts = _Product(product.x, path=[leaf])
-        match _step(reader, leaf, depth):
+        match elements.step(leaf, depth):
             case [Term(coefficient, factors, ())] if not any(isinstance(f, Delta) for f in factors):
                 for factor in factors:
                     path = []
                     if isinstance(factor, Leaf):
-                        self._cut(reader, factor, parts, depth - 1)
-                    elif (
-                        call := _expression(reader, self.numbering, factor, product.x, path, DEPTH)
-                    ) is not None:
+                        self._cut(elements, factor, parts, depth - 1)
+                    elif (call := elements.expression(factor, (product.x,), path)) is not None:
                         parts.take(call, path, count=2)
                     else:
                         parts.rest.append(factor)
@@ -286,70 +349,13 @@ class Activations:
         return None
 
 
-def _step(reader: Reader, leaf: Leaf, depth: int) -> list[Term] | None:
-    """What an entry is made of by an elementwise operation or a rearrangement, else None."""
-    rule = reader.rule(leaf.value) if isinstance(leaf.value, Value) else None
-    if rule is None or not depth or rule.kind not in ELEMENTWISE | {Kind.JOIN}:
-        return None
-    terms = reader.definition(leaf)
-    return None if terms is not None and rule.kind is Kind.JOIN and len(terms) > 1 else terms
-
-
-def _same_entry(reader: Reader, numbering: ValueNumbering, a: Leaf, b: Leaf) -> bool:
-    """Whether two leaves are the same entry of values that are computed alike."""
-    assert isinstance(a.value, Value) and isinstance(b.value, Value)
-    current = reader.axes.current
-    return numbering.same(a.value, b.value) and [*map(current, a.index)] == [*map(current, b.index)]
-
-
-def _expression(
-    reader: Reader, numbering: ValueNumbering, factor: Factor, x: Leaf, path: list[Leaf], depth: int
-) -> Expression | None:
-    """A factor as an expression in an entry, if it is one; what was read through is added to the path."""
-    if isinstance(factor, Func):
-        assert isinstance(factor.argument, Leaf)
-        argument = _expression(reader, numbering, factor.argument, x, path, depth)
-        return None if argument is None else of_function(factor.name, argument)
-    if not isinstance(factor, Leaf):
-        return None
-    if _same_entry(reader, numbering, factor, x):
-        return X
-    terms = _step(reader, factor, depth)
-    if terms is None:
-        return None
-    total: Expression = Number(Fraction(0))
-    inside = [factor]
-    for term in terms:
-        product: Expression = Number(term.coefficient)
-        for inner in term.factors:
-            expression = _expression(reader, numbering, inner, x, inside, depth - 1)
-            if expression is None:
-                return None
-            product = product * expression
-        total = total + product
-    if sum(1 for _ in walk(total)) > LARGEST:
-        return None
-    path += inside
-    return total
-
-
-def _canonical(reader: Reader, leaf: Leaf) -> Leaf:
-    """The entry that an entry is, below all rearrangements."""
-    while (
-        isinstance(leaf.value, Value)
-        and (rule := reader.rule(leaf.value))
-        and rule.kind in (Kind.MOVE, Kind.JOIN)
-    ):
-        match reader.definition(leaf):
-            case [Term(1, (Leaf() as below,), ())]:
-                leaf = below
-            case _:
-                break
-    return Leaf(leaf.value, tuple(reader.axes.current(i) for i in leaf.index))
+def _is_condition(leaf: Leaf) -> bool:
+    """Whether an entry is a condition, not a number."""
+    return isinstance(leaf.value, Value) and leaf.value.dtype is torch.bool
 
 
 def _operand(reader: Reader, factor: Factor) -> Factor | None:
     """A factor read through rearrangements; None of a zero."""
-    if isinstance(factor, Func) and isinstance(factor.argument, Leaf):
-        return replace(factor, argument=reader.operand(factor.argument) or factor.argument)
+    if isinstance(factor, Func):
+        return Func(factor.name, *(reader.operand(entry) or entry for entry in factor.entries))
     return reader.operand(factor) if isinstance(factor, Leaf) else factor

@@ -16,7 +16,19 @@ from functools import lru_cache
 import torch
 
 from mhf_compile.kernels.activations import ACTIVATIONS, GATE
-from mhf_compile.kernels.expressions import Call, Expression, Number, call, evaluate, variables, walk
+from mhf_compile.kernels.expressions import (
+    FUNCTIONS,
+    Call,
+    Expression,
+    Number,
+    Variable,
+    call,
+    evaluate,
+    parse,
+    substitute,
+    variables,
+    walk,
+)
 from mhf_compile.notation import ONE
 
 KNOWN = frozenset(["exp", "erf", "erfc", "tanh", "reciprocal", *ACTIVATIONS])
@@ -40,11 +52,23 @@ def varies(expression: Expression) -> bool:
     return bool(variables(expression))
 
 
-def of_function(name: str, argument: Expression) -> Expression:
+def differentiable(expression: Expression) -> set[str]:
+    """The names of what an expression depends on otherwise than by conditions."""
+    match expression:
+        case Variable(name):
+            return {name}
+        case Call(function, arguments) if not FUNCTIONS[function].is_condition:
+            conditions = FUNCTIONS[function].conditions
+            numbers = (a for place, a in enumerate(arguments) if place not in conditions)
+            return set().union(*map(differentiable, numbers))
+    return set()
+
+
+def of_function(name: str, *arguments: Expression) -> Expression:
     """A function by the name that its rule gives it, parameters and all: ``clamp(-inf, 7)``."""
     function, _, given = name.partition("(")
     parameters = tuple(map(float, given.removesuffix(")").split(", "))) if given else ()
-    return call(function, argument, parameters=parameters)
+    return call(function, *arguments, parameters=parameters)
 
 
 def _content(expression: Expression) -> tuple[Fraction, Expression]:
@@ -59,6 +83,58 @@ def _content(expression: Expression) -> tuple[Fraction, Expression]:
             (x, left), (y, right) = _content(a), _content(b)
             return (x, left + Number(y / x) * right) if x else (y, right)
     return ONE, expression
+
+
+def scaled(text: str, variable: Variable, scale: Fraction) -> str:
+    """The text of an expression of a variable times a number, by that of one of the variable."""
+    return text if scale == 1 else str(substitute(parse(text), {variable: Number(scale) * variable}))
+
+
+def is_joint(expression: Expression) -> bool:
+    """Whether an expression is no sum of functions of one entry, each by itself or times another entry.
+
+    The other one may have a number added to it, as it may in a score.
+    """
+    both = [part for part in _summands(expression) if len(variables(part)) > 1]
+    return len(both) > 1 or any(map(_is_entangled, both))
+
+
+def _is_entangled(product: Expression) -> bool:
+    """Whether a product of functions of entries is more than a function of some times another one."""
+    factors = _factors(product)
+    if any(len(variables(factor)) > 1 for factor in factors):
+        return True
+    for name in variables(product):
+        match [factor for factor in factors if name in variables(factor)]:
+            case [factor] if is_linear(factor):
+                return False
+    return True
+
+
+def is_linear(expression: Expression) -> bool:
+    """Whether an expression of one entry is a number times it, with a number added."""
+    return not functions(expression) and len(_coefficients(expression)) <= 2
+
+
+def _summands(expression: Expression) -> list[Expression]:
+    """What an expression adds up, be the sum multiplied by a number or not."""
+    match expression:
+        case Call("add", (a, b)) | Call("mul", (Number(), Call("add", (a, b)))):
+            return [*_summands(a), *_summands(b)]
+    return [expression]
+
+
+def _factors(expression: Expression) -> list[Expression]:
+    """What an expression is the product of."""
+    match expression:
+        case Call("mul", (a, b)):
+            return [*_factors(a), *_factors(b)]
+    return [expression]
+
+
+def curvature(expression: Expression, variable: Variable) -> int:
+    """The number of functions of a variable alone in an expression."""
+    return sum(variables(node) == {variable.name} for node in _calls(expression))
 
 
 @dataclass(frozen=True)

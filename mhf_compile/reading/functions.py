@@ -42,7 +42,7 @@ def _named_as(function: str, *defaults: float) -> Parameters:
     return lambda *given: (function, (*given, *defaults[len(given) :]))
 
 
-SAME = "silu mish hardswish hardsigmoid sigmoid tanh relu exp expm1 log log1p erf erfc abs sin cos sqrt rsqrt"
+SAME = "silu mish hardswish hardsigmoid sigmoid tanh relu exp expm1 log log1p erf erfc abs sign sin cos sqrt"
 """Operations without parameters that have the same name as functions of expressions."""
 
 
@@ -52,7 +52,7 @@ def _gelu(approximate: str = "none") -> tuple[str, Sequence[float]]:
 
 
 FUNCTION_OF: dict[str, Parameters] = {
-    **{name: _named_as(name) for name in (*SAME.split(), "reciprocal")},
+    **{name: _named_as(name) for name in (*SAME.split(), "rsqrt", "reciprocal")},
     "elu": _named_as("elu", 1, 1, 1),
     "celu": lambda alpha=1: ("elu", (alpha, 1, 1 / alpha)),
     "leaky_relu": _named_as("leaky_relu", 0.01),
@@ -83,6 +83,39 @@ def function(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
     name, parameters = FUNCTION_OF[op.name](*op.args[1:], **op.kwargs)
     given = ", ".join(repr(float(parameter)).removesuffix(".0") for parameter in parameters)
     return [_named(f"{name}({given})" if given else name, op, index)]
+
+
+LOGICAL = {"and": "both", "or": "either", "not": "opposite"}
+"""For each operation on conditions the function of an expression that it is."""
+
+SEVERAL = {name: name for name in ("maximum", "minimum", "gt", "ge", "lt", "le", "eq", "ne", "where")}
+SEVERAL |= {f"{kind}_{name}": of for kind in ("logical", "bitwise") for name, of in LOGICAL.items()}
+"""For each operation of several tensors, or numbers, the function of an expression that it is."""
+
+
+def of_several(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
+    """A function of several entries, or of numbers in their places."""
+    if op.kwargs:
+        raise Unreadable(f"{op.name} with {', '.join(op.kwargs)}")
+    return [_function(SEVERAL[op.name], op.args, index)]
+
+
+def filled(op: Op, out: int, index: Indices, axes: Axes) -> list[Term]:
+    """An entry, or a number where a condition holds."""
+    x, condition, number = op.args
+    return [_function("where", (condition, number, x), index)]
+
+
+def _function(name: str, arguments: Sequence[object], index: Indices) -> Term:
+    """Raises Unreadable where there is a condition in the place of a number, or the other way around."""
+    given: list[Leaf | tuple[Term, ...]] = []
+    for position, argument in enumerate(arguments):
+        is_condition = isinstance(argument, Value) and argument.dtype is torch.bool
+        if is_condition != (name in LOGICAL.values() or (name == "where" and position == 0)):
+            raise Unreadable(f"{name} of conditions and numbers")
+        number = () if isinstance(argument, Value) else (times(Fraction(1), argument, index),)
+        given.append(entry(argument, index) if isinstance(argument, Value) else number)
+    return Term(factors=(Func(name, *given),))
 
 
 def _named(name: str, op: Op, index: Indices) -> Term:

@@ -43,6 +43,7 @@ def _stops_gradient(value: Value, op: Op, grad: bool) -> bool:
     """Whether a gradient ends here: at a detach, and, where autograd is on, at what was made without it."""
     if (
         value.requires_grad
+        or value.dtype is torch.bool
         or RULES[op.name].kind is Kind.CONSTANT
         or not any(v.requires_grad for v in op.inputs)
     ):
@@ -89,9 +90,9 @@ class Reader:
             return None
         if value.requires_grad and not op.state.grad_enabled:
             return None  # a parameter that is written to: its gradient does not go to what is written
-        if any(not v.plain or v.dtype not in FLOATS for v in (value, *op.inputs)):
-            return None
-        return RULES[op.name]
+        rule = RULES[op.name]
+        read = FLOATS | {torch.bool} if rule.is_conditional else FLOATS
+        return rule if all(v.plain and v.dtype in read for v in (value, *op.inputs)) else None
 
     def definition(self, leaf: Leaf) -> list[Term] | None:
         """What an entry is made of, one operation down; None where that cannot be said."""
@@ -321,10 +322,13 @@ def read(value: Value, index: Indices | None = None, reader: Reader | None = Non
         return leaf if terms is None else (terms, "all")
 
     def inside(factor: Factor) -> Factor:
-        if isinstance(factor, Func) and isinstance(factor.argument, Leaf):
-            argument = read(factor.argument.value, factor.argument.index, reader)  # type: ignore[arg-type]
-            return Func(factor.name, tuple(argument))
-        return factor
+        if not isinstance(factor, Func):
+            return factor
+        return Func(factor.name, *(of(a) if isinstance(a, Leaf) else a for a in factor.arguments))
+
+    def of(leaf: Leaf) -> tuple[Term, ...]:
+        assert isinstance(leaf.value, Value)
+        return tuple(read(leaf.value, leaf.index, reader))
 
     terms = [
         replace(t, factors=tuple(inside(f) for f in t.factors))

@@ -105,7 +105,8 @@ class Rule:
         write: of a view that shows each entry of its base at most once, how a write through it is read: an
             entry of the base after it.
         is_part: whether it is a function that activations and norms are made of, but none itself.
-        keeps_result: whether autograd has the derivative of a function by its result.
+        keeps: what autograd keeps of a function: its arguments, unless it is said here.
+        is_conditional: whether its result or its arguments may be conditions.
     """
 
     kind: Kind
@@ -113,7 +114,8 @@ class Rule:
     products: Products | None = None
     write: Reading | None = None
     is_part: bool = False
-    keeps_result: bool = False
+    keeps: Callable[[Op], Sequence[Value]] | None = None
+    is_conditional: bool = False
 
     def kept(self, op: Op) -> Sequence[Value]:
         """What autograd keeps for the backward: the factors of products, a function's argument or result.
@@ -121,7 +123,7 @@ class Rule:
         Of a number times a tensor, the number is enough.
         """
         if self.products is None:
-            return op.outputs if self.keeps_result else op.inputs
+            return op.inputs if self.keeps is None else self.keeps(op)
         return [value for product in self.products(op) if len(product) > 1 for value in product]
 
 
@@ -151,7 +153,9 @@ def _rows(names: str, rule: Rule) -> dict[str, Rule]:
 
 
 _FUNCTION = Rule(Kind.FUNCTION, functions.function)
-_OF_RESULT = Rule(Kind.FUNCTION, functions.function, keeps_result=True)
+_OF_RESULT = Rule(Kind.FUNCTION, functions.function, keeps=lambda op: op.outputs)
+_OF_SEVERAL = Rule(Kind.FUNCTION, functions.of_several)
+_CONDITION = replace(_OF_SEVERAL, is_part=True, keeps=lambda op: (), is_conditional=True)
 
 RULES: dict[str, Rule] = {
     # y[i] = x[j], where i in y's shape and j in x's are one row-major position
@@ -202,19 +206,28 @@ RULES: dict[str, Rule] = {
     # y[i] = 0, y[i] = 1, y[i] = a
     **_rows("zeros zeros_like new_zeros zero", Rule(Kind.CONSTANT, functions.zeros, _none)),
     **_rows("ones ones_like new_ones", Rule(Kind.CONSTANT, functions.ones, _none)),
-    **_rows("full full_like new_full fill", Rule(Kind.CONSTANT, functions.full, _none)),
+    **_rows("full full_like new_full fill scalar_tensor", Rule(Kind.CONSTANT, functions.full, _none)),
     # y[i] = f(x[i]), its derivative in terms of x
     **_rows("silu elu leaky_relu softplus mish hardswish hardsigmoid hardtanh celu", _FUNCTION),
     **_rows("clamp clamp_min clamp_max threshold softshrink hardshrink gelu log_sigmoid_forward", _FUNCTION),
     **_rows("erf erfc abs log log1p sin cos", replace(_FUNCTION, is_part=True)),
+    **_rows("sign", replace(_FUNCTION, is_part=True, keeps=lambda op: ())),
     # y[i] = f(x[i]), its derivative in terms of y
     **_rows("sigmoid tanh relu", _OF_RESULT),
     **_rows("exp expm1 reciprocal sqrt rsqrt", replace(_OF_RESULT, is_part=True)),
     # y[i] = x[i] * sigmoid(x[n + i])
     **_rows("glu", Rule(Kind.FUNCTION, functions.glu)),
+    # y[i] = f(a[i], b[i])
+    **_rows("maximum minimum", _OF_SEVERAL),
+    # c[i] = whether x[i] > y[i] and the like; c[i] and d[i]
+    **_rows("gt ge lt le eq ne", _CONDITION),
+    **_rows("logical_and bitwise_and logical_or bitwise_or logical_not bitwise_not", _CONDITION),
+    # y[i] = a[i] where c[i], else b[i]
+    **_rows("where", replace(_CONDITION, keeps=lambda op: op.inputs[:1])),
+    **_rows("masked_fill", replace(_CONDITION, read=functions.filled, keeps=lambda op: op.inputs[1:2])),
 }
 """Everything else is a leaf on purpose: index_select and gathers (the position is data), norms (no
-polynomial), dropout and other randomness, comparisons, what computes in integers."""
+polynomial), dropout and other randomness, what computes in integers."""
 
 PARTS = frozenset(name for name, rule in RULES.items() if rule.is_part)
 """Functions that are parts of activations, or of norms, but none themselves."""

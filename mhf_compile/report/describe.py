@@ -9,7 +9,7 @@ from mhf_compile.matching.match import Match, Unmatched
 from mhf_compile.notation import Func, Leaf, Size, Tensor
 from mhf_compile.notation.fold import parts
 from mhf_compile.report.data import Miss, Rewrite
-from mhf_compile.report.equation import Axis, Entry, Equation, Function, Position, Term
+from mhf_compile.report.equation import PHI, Axis, Entry, Equation, Function, Position, Term
 from mhf_compile.report.names import Path, condensed, shortest
 from mhf_compile.rewriting.region import Region
 from mhf_compile.tape.source import module_of, source_of
@@ -53,6 +53,8 @@ def equation_of(match: Match) -> Equation:
     leaves = [root, *(leaf for term in terms for leaf in notation.leaves(term.factors))]
     names = names_of([leaf.value for leaf in leaves])
     axes = _axes_of(match)
+    activation = match.unification.activation
+    phi = "" if activation in match.pattern.activations else activation
 
     def axis(given: notation.Axis) -> Axis:
         inner = sum(axis.role == INNER for axis in axes.values())
@@ -69,16 +71,17 @@ def equation_of(match: Match) -> Equation:
         match given:
             case Leaf():
                 return entry(given)
-            case Func(name, Leaf() as leaf):
-                return Function(name, (Term((entry(leaf),)),))
-            case Func(name, tuple() as inner):
-                return Function(name, tuple(map(term, inner)))
+            case Func(name, arguments):
+                sums = (
+                    (Term((entry(a),)),) if isinstance(a, Leaf) else tuple(map(term, a)) for a in arguments
+                )
+                return Function(PHI if phi and name == phi else name, tuple(sums))
         raise AssertionError(f"{given} in a match")
 
     def term(given: notation.Term) -> Term:
         return Term(tuple(map(factor, given.factors)), tuple(map(axis, given.bound)), given.coefficient)
 
-    return Equation(entry(root), tuple(map(term, terms)))
+    return Equation(entry(root), tuple(map(term, terms)), phi)
 
 
 def _axes_of(match: Match) -> dict[notation.Axis, Axis]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+PHI = "phi"
+"""The name of a function that has none of its own."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -42,13 +45,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Function:
-    """An elementwise function of a sum of terms; without a name that sum itself."""
+    """An elementwise function of sums of terms; without a name one sum itself."""
 
     name: str
-    terms: tuple[Term, ...]
+    arguments: tuple[tuple[Term, ...], ...]
 
     def __str__(self) -> str:
-        return f"{self.name}({' + '.join(map(str, self.terms))})"
+        return f"{self.name}({', '.join(' + '.join(map(str, terms)) for terms in self.arguments)})"
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,22 @@ class Term:
 
 @dataclass(frozen=True)
 class Equation:
-    """What an entry of the result is: a sum of terms."""
+    """What an entry of the result is: a sum of terms; and what PHI is, where there is one in them.
+
+    ``phi`` is the text of an expression of ``gate`` and ``up``, its first argument and its second.
+    """
 
     result: Entry
     terms: tuple[Term, ...]
+    phi: str = ""
 
     def __str__(self) -> str:
-        return f"{self.result} = {' + '.join(map(str, self.terms))}"
+        found = f"{self.result} = {' + '.join(map(str, self.terms))}"
+        return f"{found} with {self.signature} = {self.phi}" if self.phi else found
+
+    @property
+    def signature(self) -> str:
+        """PHI and what it is of."""
+        functions = (f for term in self.terms for f in term.factors if isinstance(f, Function))
+        count = max((len(f.arguments) for f in functions if f.name == PHI), default=0)
+        return f"{PHI}({', '.join(('gate', 'up')[:count])})"

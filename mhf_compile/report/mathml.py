@@ -16,7 +16,8 @@ _PLUS, _MINUS = '<mo form="infix">+</mo>', '<mo form="infix">&#x2212;</mo>'  # a
 def mathml(equation: Equation) -> list[str]:
     """An equation as pieces of MathML, between which a line may break: browsers break none themselves."""
     terms = [piece for term in _sum(equation.terms) for piece in term]
-    return [f"{_entry(equation.result)}<mo>=</mo>", *terms]
+    phi = [f"<mtext>with {equation.signature} = {escape(equation.phi)}</mtext>"] if equation.phi else []
+    return [f"{_entry(equation.result)}<mo>=</mo>", *terms, *phi]
 
 
 def _sum(terms: Sequence[Term]) -> list[list[str]]:
@@ -41,7 +42,8 @@ def _factor(factor: Entry | Function) -> str:
     if isinstance(factor, Entry):
         return _entry(factor)
     name = _name(factor.name) if factor.name else ""
-    inner = "".join(_THIN.join(pieces) for pieces in _sum(factor.terms))
+    sums = ("".join(_THIN.join(pieces) for pieces in _sum(terms)) for terms in factor.arguments)
+    inner = "<mo>,</mo>".join(sums)
     return f'{name}<mrow><mo>(</mo><mstyle displaystyle="false">{inner}</mstyle><mo>)</mo></mrow>'
 
 

@@ -46,10 +46,11 @@ class Report(Outcome):
         and, the two others, :class:`Miss`; ``notes`` a list of strings, ``modules`` of pairs [path, class].
         A rewrite has its ``equation`` as text, and in parts as ``notation`` (null where there is none):
 
-        - an equation is {result: entry, terms: [term]}, a sum;
+        - an equation is {result: entry, terms: [term], phi: "gate * tanh(gate)"}, a sum; the function phi in
+          it is that of gate and up, its first argument and its second ("" where there is none);
         - a term {coefficient: "1/2", summed: [axis], factors: [entry or function]}, a product that is summed
           over axes;
-        - a function {name: "silu", terms: [term]}, of a sum, with the name "" that sum itself;
+        - a function {name: "silu", arguments: [[term]]}, of sums, with the name "" one sum itself;
         - an entry {tensor: "mlp.keys", index: [position]};
         - a position {digits: [[stride, axis]], offset}, along one dimension: offset + sum of stride * axis;
         - an axis {role: "t", number}, where number counts from 1 the axes of a role that has several, else 0.

@@ -101,6 +101,26 @@ def table(name: str, *parameters: object) -> Tensor:
     return _random([name, *parameters], 0, PRIME)
 
 
+SYMMETRIC = frozenset(["maximum", "minimum", "eq"])
+"""Functions of two numbers in any order."""
+
+
+def of_two(name: str, a: Tensor, b: Tensor) -> Tensor:
+    """A function of two elements, by the name of an ATen operation; of a comparison 0 or 1."""
+    match name:
+        case "lt":
+            return of_two("gt", b, a)
+        case "le":
+            return of_two("ge", b, a)
+        case "ne":
+            return 1 - of_two("eq", a, b)
+    if name in SYMMETRIC:
+        a, b = torch.minimum(a, b), torch.maximum(a, b)
+    place = (a + table(f"the second of {name}")[b.long()]) % PRIME
+    found = table(name)[place.long()]
+    return found if name in ("maximum", "minimum") else found % 2
+
+
 def _random(key: Sequence[object], low: int, high: int) -> Tensor:
     """Random numbers for each element of the field, other ones for another key."""
     seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little", signed=True)

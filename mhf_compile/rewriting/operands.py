@@ -119,7 +119,7 @@ class Builder(Generic[T]):
         match factor:
             case Leaf():
                 return self.entry(factor, groups, expand)
-            case Func("reciprocal", Leaf() as leaf):
+            case Func("reciprocal", (Leaf() as leaf,)):
                 return self.call("reciprocal", self.entry(leaf, groups, expand))
         raise AssertionError(f"{factor} in an operand")
 

@@ -176,7 +176,9 @@ def _prove(match: Match, rests: Sequence[Rest]) -> str:
 def _ends_gradients(value: Value) -> bool:
     """Whether autograd does not follow how a value is computed of others that have gradients."""
     op = value.op
-    if op is None or op.name in CONSTANTS or not any(given.requires_grad for given in op.inputs):
+    if op is None or op.name in CONSTANTS or value.dtype is torch.bool:  # a condition has none
+        return False
+    if not any(given.requires_grad for given in op.inputs):
         return False
     return not (value.requires_grad and op.state.grad_enabled)
 
@@ -240,9 +242,9 @@ def _formula(match: Match, operands: Mapping[str, Tensor]) -> Tensor:
         torch.tensor(float(number(unification.scalars[name])), dtype=torch.float64)
         for name in pattern.scalars
     ]
-    count, hidden = len(pattern.operands), hidden_of(unification.activation, gated=False)
+    count, hidden = len(pattern.operands), hidden_of(unification.activation, pattern.is_gated)
     tape, inputs, result = record_function(
-        lambda *args: pattern.formula(*args[:count], lambda gate: hidden(gate, None), *args[count:]),
+        lambda *args: pattern.formula(*args[:count], hidden, *args[count:]),
         *(None if tensor is None else tuple(tensor.shape) for tensor in given),
     )
     known = {i: t for i, t in zip(inputs, given, strict=True) if i is not None and t is not None}

@@ -17,7 +17,7 @@ import sympy
 import torch
 from torch import Tensor
 
-from mhf_compile.rewriting.field import CHUNK, PRIME, inverse, matmul, number, rational, table
+from mhf_compile.rewriting.field import CHUNK, PRIME, inverse, matmul, number, of_two, rational, table
 from mhf_compile.tape.values import Op, Value, convert
 
 T = TypeVar("T")
@@ -41,12 +41,20 @@ PIECES = frozenset(["cat", "stack", "scatter_view"])
 """Calls of whose arguments some may never be looked at."""
 
 CONSTANTS = frozenset(["zeros", "zeros_like", "new_zeros", "zero", "ones", "ones_like", "new_ones"]).union(
-    ["full", "full_like", "new_full", "fill"]
+    ["full", "full_like", "new_full", "fill", "scalar_tensor"]
 )
 """Calls that take of a tensor no more than its shape and dtype."""
 
 PRODUCTS = frozenset(["mm", "bmm", "mv", "dot", "addmm", "baddbmm"])
 """Products of their last two arguments."""
+
+OF_TWO = frozenset(["maximum", "minimum", "gt", "ge", "lt", "le", "eq", "ne"])
+"""Functions of two numbers."""
+
+CONDITIONAL = OF_TWO | frozenset(["logical_and", "bitwise_and", "logical_or", "bitwise_or"]).union(
+    ["logical_not", "bitwise_not", "where", "masked_fill"]
+)
+"""Calls in which there may be conditions: 1 where they hold, else 0."""
 
 UNTAGGED = frozenset(["hardswish", "leaky_relu", "log_sigmoid_forward"])
 """Elementwise functions that not every supported PyTorch tags as such."""
@@ -112,7 +120,8 @@ class Replay:
         op = value.op
         if op is None or op.random:
             raise ReplayError(f"{value} is not computed")
-        if not all(v.plain and v.dtype in FLOATS for v in (value, *op.inputs)):
+        numbers = FLOATS | {torch.bool} if op.name in CONDITIONAL else FLOATS
+        if not all(v.plain and v.dtype in numbers for v in (value, *op.inputs)):
             raise ReplayError(f"{value} is not computed in real numbers")
         for position, argument in enumerate(op.inputs):
             overwritten = op.name in (*CONSTANTS, "copy") or op.kwargs.get("beta") == 0
@@ -196,6 +205,18 @@ class Replay:
                 if get(args[1])[0].numel() > CHUNK:
                     raise ReplayError("a convolution of many channels")
                 return self._call(op, self._position)[0] % PRIME
+            case name if name in OF_TWO:
+                return _fit(of_two, name, get(args[0]), get(args[1]))
+            case "logical_and" | "bitwise_and":
+                return _fit(torch.mul, get(args[0]), get(args[1]))
+            case "logical_or" | "bitwise_or":
+                return _fit(torch.maximum, get(args[0]), get(args[1]))
+            case "logical_not" | "bitwise_not":
+                return 1 - get(args[0])
+            case "where":
+                return _fit(_chosen, *map(get, args))
+            case "masked_fill":
+                return _fit(_chosen, get(args[1]), get(args[2]), get(args[0]))
             case "glu":
                 a, b = get(args[0]).chunk(2, args[1] if len(args) > 1 else -1)
                 return a * table("sigmoid")[b.long()] % PRIME
@@ -266,6 +287,10 @@ class Replay:
 
     def _unread(self, shape: Sequence[int]) -> Tensor:
         return torch.empty(tuple(shape), dtype=torch.float64).random_(PRIME, generator=self.generator)
+
+
+def _chosen(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(condition == 1, a, b)
 
 
 def _several(made: Any) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ ONE_TO_ONE = _names(
 what it shows."""
 
 CREATIONS = _names(
-    "zeros zeros_like new_zeros ones ones_like new_ones full full_like new_full "
+    "zeros zeros_like new_zeros ones ones_like new_ones full full_like new_full scalar_tensor "
     "empty empty_like new_empty rand rand_like randn randn_like"
 )
 """Operations that make a tensor of their own, that is like an argument in shape at most."""

@@ -165,7 +165,13 @@ FAULTS = (
         "matcher",
         "every activation is silu",
         FOUND,
-        (Edit("matching.unify:_Unifier._functions", "activation=function.name", 'activation="silu"'),),
+        (
+            Edit(
+                "matching.unify:_Unifier._functions",
+                "activation=score.name or state.activation",
+                'activation="silu"',
+            ),
+        ),
         VALUES,
     ),
     Fault(

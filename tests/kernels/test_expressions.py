@@ -48,7 +48,7 @@ PARAMETERS = {
 TEXTS = [
     f"{name}(gate{', ' * bool(given)}{given})"
     for name, row in FUNCTIONS.items()
-    if row.arguments == 1
+    if row.arguments == 1 and not row.is_condition
     for given in PARAMETERS.get(name, ("",))
 ]
 KINKS = [0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 20.0, 1.5]

@@ -90,7 +90,7 @@ def test_a_feed_forward_and_what_is_none(
 
 def test_one_with_several_activations_is_told_once() -> None:
     def program(x: Tensor, w: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        return (silu(x @ w) * gelu(x @ u)) @ v
+        return (silu(x @ w) * gelu(x.flip(0) @ u)) @ v
 
     (miss,) = searched(program, *(torch.randn(SHAPES[name]) for name in ["x", "w", "u", "v"]))
     assert not isinstance(miss, Match) and miss.is_feed_forward

@@ -43,9 +43,9 @@ def value(factor: Factor, at: At) -> float:
         assert isinstance(factor.value, Named)
         return float(factor.value.tensor[tuple(at[axis] for axis in factor.axes)])
     assert isinstance(factor, Func)
-    if isinstance(factor.argument, Leaf):
-        return 1 / value(factor.argument, at)
-    inner = total(factor.argument, at)
+    if factor.entries:
+        return 1 / value(*factor.entries, at)
+    inner = total(factor.terms, at)
     return math.tanh(inner) if factor.name else inner
 
 

@@ -51,7 +51,7 @@ def test_leaves_are_those_of_operands_and_of_what_is_added() -> None:
 def test_results_come_in_the_order_of_their_activations() -> None:
     def program(q, k1, u1, v1):
         gate, up = (torch.einsum("bthd,hfd->bthf", q, weight) for weight in (k1, u1))
-        first = torch.maximum(gate, 0.1 * gate) * up
+        first = torch.clamp(gate, min=0.1 * gate) * up
         return gated(q, u1, k1, v1), torch.einsum("bthf,hfo->btho", first, v1)
 
     miss, match = searched(program, *tensors("q k1 u1 v1"))

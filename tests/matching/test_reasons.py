@@ -46,27 +46,34 @@ def other_tokens_for_up(q, k, u, v, r):
     return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate) * up, v)
 
 
-def up_multiplied_twice(q, k, u, v, r):
+def two_up_projections(q, k, u, v, r):
+    gate, up, other = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u, u + k))
+    return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate) * up * other, v)
+
+
+def two_other_tensors(q, k, u, v, r):
     gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
-    return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate) * up * up, v)
+    other = torch.einsum("bthd,hefd->bthef", q.cumsum(1), u)
+    return torch.einsum("bthe,bthef,hefo->btho", r, silu(gate) * up * other, v)
 
 
 def unknown_activation(q, k, u, v, r):
     gate, up = (torch.einsum("bthd,hefd->bthef", q, weight) for weight in (k, u))
-    return torch.einsum("bthe,bthef,hefo->btho", r, torch.maximum(gate, 0.1 * gate) * up, v)
+    return torch.einsum("bthe,bthef,hefo->btho", r, torch.clamp(gate, min=0.1 * gate) * up, v)
 
 
 def unknown_ungated_activation(q, k, u, v, r):
     gate = torch.einsum("bthd,hefd->bthef", q, k)
-    return torch.einsum("bthe,bthef,hefo->btho", r, torch.where(gate > 0, gate, 0.1 * gate), v)
+    return torch.einsum("bthe,bthef,hefo->btho", r, torch.erfinv(gate), v)
 
 
 REASONS = [
     (tokens_mixed, f"it is summed over an axis of size {T}"),
     (other_tokens_for_up, "gate and up do not read the same input"),
-    (up_multiplied_twice, "the activation is multiplied with 2 tensors of its own shape"),
-    (unknown_activation, "the activation is maximum, none that the op knows"),
-    (unknown_ungated_activation, "the activation is where, none that the op knows"),
+    (two_up_projections, "hidden values are a function of 3 scores, of which the op takes two"),
+    (two_other_tensors, "the activation is multiplied with 2 tensors of its own shape"),
+    (unknown_activation, "the activation is clamp, none that the op knows"),
+    (unknown_ungated_activation, "the activation is erfinv, none that the op knows"),
 ]
 
 

@@ -17,13 +17,9 @@ _REASONS: dict[str, dict[str, str]] = {
     "it only tells the type checker what holds: before folding no leaf is of a stack": {
         "matching.normal_form:_score": "isinstance(operand.value, Value) and operand.value.op is not None and"
         " operand.value.op.random -> operand.value.op is not None and operand.value.op.random",
-        "reading.activations:_canonical": "isinstance(leaf.value, Value) and (rule :="
-        " reader.rule(leaf.value)) and (rule.kind in (Kind.MOVE, Kind.JOIN)) ->"
-        " (rule := reader.rule(leaf.value)) and rule.kind in (Kind.MOVE, Kind.JOIN)",
-    },
-    "it only tells the type checker what holds: a function that a rule gives is one of an entry": {
-        "reading.activations:_operand": "isinstance(factor, Func) and isinstance(factor.argument, Leaf) ->"
-        " isinstance(factor, Func)",
+        "reading.elementwise:Elementwise.canonical": "isinstance(leaf.value, Value) and (rule :="
+        " self.reader.rule(leaf.value)) and (rule.kind in (Kind.MOVE, Kind.JOIN)) ->"
+        " (rule := self.reader.rule(leaf.value)) and rule.kind in (Kind.MOVE, Kind.JOIN)",
     },
     "it only tells the type checker what holds: a value without an operation has no rule": {
         "reading.reader:Reader.definition": "rule is None or value.op is None -> rule is None",
@@ -33,8 +29,8 @@ _REASONS: dict[str, dict[str, str]] = {
         " *(Index() for _ in places)))) -> (Leaf(weight, (channel, inner, *(Index() for _ in places))),"
         " Leaf(source, (batch, own, *places)))",
         "notation.index:Index.last": "times(stride, axis.size) -> times(axis.size, stride)",
-        "reading.activations:_same_entry": "numbering.same(a.value, b.value) ->"
-        " numbering.same(b.value, a.value)",
+        "reading.elementwise:Elementwise.same": "self.numbering.same(a.value, b.value) ->"
+        " self.numbering.same(b.value, a.value)",
     },
     "it is only compared": {
         "notation.fold:_form.leaf": "_Kind(type(value), tuple(value.shape), dtype, device) ->"

@@ -245,7 +245,7 @@ def test_substitute_replaces_axes_in_leaves_functions_deltas_and_bounds():
         term, {n: Index(0, ((2, high), (1, low))), d: Index(0, ((2, upper), (1, lower)))}
     )
     function, *where = found.factors
-    (inner,) = function.argument
+    (inner,) = function.terms
     assert inner.bound == (upper, lower)
     assert [i.axes for i in inner.factors[0].index] == [(high, low), (upper, lower)]
     assert where == [Delta(high, Index(1)), Delta(low, Index(1))]

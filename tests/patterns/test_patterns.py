@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import mhf_compile
-from mhf_compile.kernels.activations import ACTIVATIONS
+from mhf_compile.kernels.activations import ACTIVATIONS, hidden_of
 from mhf_compile.matching.search import normal_pattern
 from mhf_compile.notation import Func, Leaf
 from mhf_compile.patterns import FLASH_MHF, PATTERNS, UNGATED_MHF
@@ -93,18 +93,18 @@ CASES = [
 def test_a_formula_is_its_definition(pattern: Pattern, activation: str, given: set[str], group: int) -> None:
     sizes = {**SIZES, "g": group}
     tensors = operands(pattern, sizes, given)
-    function = ACTIVATIONS[activation].function
-    found = pattern.formula(*(tensors.get(name) for name in pattern.operands), function, 0.5, -3.0)
+    hidden = hidden_of(activation, pattern.is_gated)
+    found = pattern.formula(*(tensors.get(name) for name in pattern.operands), hidden, 0.5, -3.0)
     expected = by_definition(tensors, sizes, activation, 0.5, -3.0)
     # Sums of at most 2 + 2 * 6 products, and a few roundings in each: under 100 units in the last place.
     torch.testing.assert_close(found, expected, rtol=100 * torch.finfo(torch.float64).eps, atol=1e-13)
 
 
 def test_the_defaults_are_no_scales_and_the_usual_activation() -> None:
-    for pattern, activation in ((FLASH_MHF, torch.nn.functional.silu), (UNGATED_MHF, torch.relu)):
+    for pattern, hidden in ((FLASH_MHF, hidden_of("silu", True)), (UNGATED_MHF, hidden_of("relu", False))):
         required = operands(pattern, SIZES, set()).values()
         absent = [None] * len(pattern.optional)
-        wanted = pattern.formula(*required, *absent, activation, 1.0, 1.0)
+        wanted = pattern.formula(*required, *absent, hidden, 1.0, 1.0)
         assert torch.equal(pattern.formula(*required), wanted)
 
 
@@ -117,11 +117,11 @@ def test_the_activations_are_the_op_s() -> None:
 def test_layouts_are_those_of_the_formula(pattern: Pattern) -> None:
     tensors = [torch.zeros(pattern.shape(slot.dims)) for slot in pattern.operands.values()]
     for activation in pattern.activations:
-        function = ACTIVATIONS[activation].function
-        result = pattern.formula(*tensors, function, *pattern.scalars.values())
+        hidden = hidden_of(activation, pattern.is_gated)
+        result = pattern.formula(*tensors, hidden, *pattern.scalars.values())
         assert result.shape == pattern.shape(pattern.result)
     parameters = list(inspect.signature(pattern.formula).parameters)
-    assert parameters == _arguments(pattern)
+    assert parameters == ["hidden" if name == "activation" else name for name in _arguments(pattern)]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: p.name)
@@ -152,9 +152,8 @@ def test_roles_are_what_the_formula_does_with_them(pattern: Pattern) -> None:
     names, _, term = normal_pattern(pattern)
     letters = {role.size: letter for letter, role in pattern.roles.items()}
     (gate,) = (f for f in term.factors if isinstance(f, Func) and f.name)
-    assert isinstance(gate.argument, tuple)
     assert {letters[axis.size] for axis in gate.axes} == set(pattern.hidden)
-    (score,) = (t for t in gate.argument if t.bound)
+    (score,) = (t for t in gate.terms if t.bound)
     contracted = {letter for letter, role in pattern.roles.items() if role.is_contracted}
     assert {letters[axis.size] for axis in score.bound} == contracted
     assert {names[leaf.value] for leaf in score.factors if isinstance(leaf, Leaf)} == {"q", "k"}

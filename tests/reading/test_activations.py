@@ -45,8 +45,7 @@ def known(function: Function) -> Known:
     activations, (x,), result = anchors(function, (2, 3))
     assert list(activations.anchors) == [result]
     found, term = read(activations, result)
-    assert isinstance(found.argument, tuple)
-    ((scale, (leaf,)),) = ((inner.coefficient, inner.factors) for inner in found.argument)
+    ((scale, (leaf,)),) = ((inner.coefficient, inner.factors) for inner in found.terms)
     assert term.factors == (found,) and isinstance(leaf, Leaf) and leaf.value is x
     return Known(found.name, term.coefficient, scale)
 
@@ -230,7 +229,7 @@ def test_what_the_op_does_not_know_keeps_its_text() -> None:
     assert names(lambda x: x * torch.tanh(0.7978845608 * x), (2,)) == ["gate * tanh(0.7978845608 * gate)"]
     activations, (x,), result = anchors(torch.tanh, (2,))
     function, _ = read(activations, result)
-    assert [leaf.value for term in function.argument for leaf in term.factors] == [x]
+    assert [leaf.value for term in function.terms for leaf in term.factors] == [x]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +280,7 @@ def test_silu_is_found_once_however_its_parts_are_arranged(name: str) -> None:
     assert function == "silu"
     factor, term = read(activations, anchor)
     assert term.coefficient == 1 and term.factors == (factor,)
-    ((scale, (leaf,)),) = ((inner.coefficient, inner.factors) for inner in factor.argument)
+    ((scale, (leaf,)),) = ((inner.coefficient, inner.factors) for inner in factor.terms)
     assert scale == 1 and isinstance(leaf, Leaf)
 
 
@@ -303,7 +302,7 @@ def test_other_factors_may_come_between(name: str) -> None:
     function, term = read(activations, anchor)
     assert function.name == "silu"
     assert term.coefficient == (2 if "2" in name else 1)
-    assert [leaf.value for inner in function.argument for leaf in inner.factors] == [x]
+    assert [leaf.value for inner in function.terms for leaf in inner.factors] == [x]
     assert [f.value for f in term.factors if isinstance(f, Leaf)] == [up]
 
 
@@ -323,7 +322,7 @@ def test_other_factors_may_come_between_the_parts_of_any(name: str) -> None:
     ((anchor, found),) = activations.anchors.items()
     assert found == wanted
     function, term = read(activations, anchor)
-    assert [leaf.value for inner in function.argument for leaf in inner.factors] == [x]
+    assert [leaf.value for inner in function.terms for leaf in inner.factors] == [x]
     assert {f.value for f in term.factors if isinstance(f, Leaf)} <= {up}
 
 
@@ -349,7 +348,7 @@ def test_an_exponential_of_something_else_is_a_sigmoid_of_it() -> None:
     activations, (x, y), result = anchors(lambda x, y: x / (1 + torch.exp(-y)), (2, 2), (2, 2))
     assert activations.anchors == {result: "sigmoid"}
     function, term = read(activations, result)
-    assert [leaf.value for inner in function.argument for leaf in inner.factors] == [y]
+    assert [leaf.value for inner in function.terms for leaf in inner.factors] == [y]
     assert [f.value for f in term.factors if isinstance(f, Leaf)] == [x]
 
 

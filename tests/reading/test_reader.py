@@ -35,8 +35,11 @@ LEAVES: dict[str, tuple[Function, tuple[tuple[int, ...], ...]]] = {
     "indexing by a list": (lambda x: x[torch.arange(1, -1, -1)], ((3, 2),)),
     "gather": (lambda x: x.gather(0, torch.zeros(1, 2, dtype=torch.int64)), ((3, 2),)),
     "clamp by a tensor": (lambda x, y: x.clamp(min=y), ((3,), (3,))),
-    "maximum of two": (lambda x, y: torch.maximum(x, y), ((3,), (3,))),
-    "a choice": (lambda x: torch.where(x > 0, x, 0.0), ((3,),)),
+    "maximum of two, by a comparison of integers": (
+        lambda x, y: torch.where(x.long() > y.long(), x, y),
+        ((3,), (3,)),
+    ),
+    "a choice by a mask": (lambda x: torch.where(torch.arange(3) > 1, x, 0.0), ((3,),)),
     "layer norm": (lambda x: F.layer_norm(x, (3,)), ((2, 3),)),
     "softmax": (lambda x: x.softmax(-1), ((2, 3),)),
     "cumsum": (lambda x: x.cumsum(0), ((3,),)),

@@ -42,34 +42,38 @@ EVERYTHING = Equation(
     (
         Term(
             (
-                Function("silu", (Term((entry("q", "b", at((16, "h"), "d")),)),)),
+                Function("silu", ((Term((entry("q", "b", at((16, "h"), "d")),)),),)),
                 Function(
                     "",
                     (
-                        Term((entry("k", "h", at(offset=3)),), (), Fraction(1, 2)),
-                        Term((entry("r", at("e1", offset="s0"), at(("2*s0", "d"))),), (), Fraction(-2)),
+                        (
+                            Term((entry("k", "h", at(offset=3)),), (), Fraction(1, 2)),
+                            Term((entry("r", at("e1", offset="s0"), at(("2*s0", "d"))),), (), Fraction(-2)),
+                        ),
                     ),
                 ),
+                Function("phi", ((Term(entries("q", "b")),), (Term(entries("u", "b")), Term(())))),
             ),
             (axis("f"), axis("e1")),
         ),
         Term((), (), Fraction(-3)),
         Term(entries("x", "b"), (axis("i1"),), Fraction(-1)),
     ),
+    "clamp(gate, -inf, 7) * tanh(up)",
 )
 
 
 def test_text() -> None:
     assert str(EVERYTHING) == (
-        "y[b] = sum_{f,e1} silu(q[b,16*h+d]) * (1/2 * k[h,3] + -2 * r[e1+s0,2*s0*d])"
-        " + -3 + sum_{i1} -1 * x[b]"
+        "y[b] = sum_{f,e1} silu(q[b,16*h+d]) * (1/2 * k[h,3] + -2 * r[e1+s0,2*s0*d]) * phi(q[b], u[b] + 1)"
+        " + -3 + sum_{i1} -1 * x[b] with phi(gate, up) = clamp(gate, -inf, 7) * tanh(up)"
     )
     assert str(Term(())) == "1"
 
 
 def test_it_is_data() -> None:
     again = json.loads(json.dumps(asdict(EVERYTHING), default=str))
-    assert again["terms"][0]["factors"][1]["terms"][0]["coefficient"] == "1/2"
+    assert again["terms"][0]["factors"][1]["arguments"][0][0]["coefficient"] == "1/2"
     assert again["terms"][0]["factors"][0]["name"] == "silu"
     assert hash(EVERYTHING) == hash(replace(EVERYTHING))
 
@@ -89,16 +93,16 @@ def set_text(element: ElementTree.Element) -> str:
 def written(part: object) -> str:
     """What is to stand there, said once more and plainly."""
     match part:
-        case Equation(result, terms):
-            return f"{written(result)}={written(terms)}"
+        case Equation(result, terms, phi):
+            return f"{written(result)}={written(terms)}" + f"with {part.signature} = {phi}" * bool(phi)
         case tuple():
             return "+".join(map(written, part)).replace("+-", "-")
         case Term(factors, summed, coefficient):
             sign = "\N{N-ARY SUMMATION}" + ",".join(map(str, summed)) if summed else ""
             number = str(coefficient).replace("/", "") if coefficient != 1 or not factors else ""
             return sign + number + "".join(map(written, factors))
-        case Function(name, terms):
-            return f"{name}({written(terms)})"
+        case Function(name, arguments):
+            return f"{name}({','.join(map(written, arguments))})"
         case Entry(tensor, index):
             return tensor + ",".join(map(str, index))
     raise AssertionError(part)
@@ -126,15 +130,16 @@ def test_the_parts() -> None:
 
     assert all_of("munder") == [["\N{N-ARY SUMMATION}", "f,e1"], ["\N{N-ARY SUMMATION}", "i1"]]
     entries = [["y", "b"], ["q", "b,16*h+d"], ["k", "h,3"], ["r", "e1+s0,2*s0*d"], ["x", "b"]]
+    entries += [["q", "b"], ["u", "b"]]
     numbered = [["e", "1"], ["e", "1"], ["i", "1"]]
     assert sorted(all_of("msub")) == sorted([*entries, *numbered])
     assert all_of("mfrac") == [["1", "2"]]
     between = [sign.text for sign in math.iter("mo") if sign.get("form") == "infix"]
-    assert between == ["\N{MINUS SIGN}", "\N{MINUS SIGN}", "+"]  # and no plus with a minus
+    assert between == ["\N{MINUS SIGN}", "+", "\N{MINUS SIGN}", "+"]  # and no plus with a minus
 
 
 def test_a_line_may_break_between_factors_and_nowhere_else() -> None:
-    hidden = Function("silu", (Term(entries("qk", "b")),))
+    hidden = Function("silu", ((Term(entries("qk", "b")),),))
     equation = Equation(
         RESULT,
         (
@@ -149,7 +154,7 @@ def test_a_line_may_break_between_factors_and_nowhere_else() -> None:
 
 def test_a_name_is_no_markup() -> None:
     name = "x<b>&amp;\"'"
-    hostile = Equation(RESULT, (Term((Function(name, (Term((entry(name, "b"),)),)),)),))
+    hostile = Equation(RESULT, (Term((Function(name, ((Term((entry(name, "b"),)),),)),)),))
     assert set_text(parsed(hostile)) == f"yb={name}({name}b)"
 
 

@@ -157,7 +157,7 @@ def test_json_round_trip() -> None:
     )
     index = [{"digits": [[1, {"role": "t", "number": 0}]], "offset": 0}]
     term = {"factors": [{"tensor": "q", "index": index}], "summed": [], "coefficient": "1"}
-    assert notations == [{"result": {"tensor": "o", "index": index}, "terms": [term]}, None]
+    assert notations == [{"result": {"tensor": "o", "index": index}, "terms": [term], "phi": ""}, None]
 
 
 def test_json_has_all_that_is_held() -> None:

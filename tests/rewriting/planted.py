@@ -180,7 +180,16 @@ def halves(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 def transposed_sigmoid(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
     gate = score(q, k)
-    return down(gate * torch.sigmoid(gate.transpose(0, 1)) * score(q, u).transpose(0, 1), v)
+    return down(gate * torch.sigmoid(gate.transpose(0, 1)), v)
+
+
+def of_two_scores(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    return down(torch.tanh(score(q, k)) * torch.sigmoid(score(q, 0.5 * u)), v)
+
+
+def larger_of_two(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    gate, up = score(q, k), score(q, u)
+    return down(torch.where(gate > up, gate, 0.5 * up), v)
 
 
 def sigmoid_of_another(q: Tensor, k: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -545,10 +554,31 @@ FAULTS = [
     ),
     fault(
         "all entries of a tensor are the same",
-        "reading.activations:_same_entry",
+        "reading.elementwise:Elementwise.same",
         "and [*map(current, a.index)] == [*map(current, b.index)]",
         "",
         transposed_sigmoid,
+    ),
+    fault(
+        "the scores of a function are swapped",
+        "reading.activations:Activations.read",
+        "for score in joint.scores",
+        "for score in joint.scores[::-1]",
+        of_two_scores,
+    ),
+    fault(
+        "a number in a score is not in its function",
+        "matching.normal_form:_hoisted",
+        "scaled(factor.name, UP, scale)",
+        "factor.name",
+        of_two_scores,
+    ),
+    fault(
+        "a function takes its entries in another order",
+        "reading.functions:_function",
+        "Func(name, *given)",
+        "Func(name, given[0], *given[:0:-1])",
+        larger_of_two,
     ),
     fault(
         "operations of one kind give the same",
@@ -656,7 +686,7 @@ FAULTS = [
     fault(
         "every activation is silu",
         "matching.unify:_Unifier._functions",
-        "activation=function.name",
+        "activation=score.name or state.activation",
         'activation="silu"',
         with_activation(torch.sigmoid),
     ),

@@ -157,7 +157,7 @@ def heads_rolled_before_v(q, k, u, v):
 
 
 def two_activations_multiplied(q, k, u, v):
-    return down(silu(scores(q, k)) * silu(scores(q, u)), v)
+    return down(silu(scores(q, k)) * silu(scores(q.flip(1), u)), v)
 
 
 def operand_written_before_the_backward(q, k, u, v):
@@ -175,12 +175,12 @@ def used_through_a_mask(q, k, u, v):
 
 def unknown_activation(q, k, u, v):
     gate = scores(q, k)
-    return down(torch.maximum(gate, 0.1 * gate) * scores(q, u), v)
+    return down(torch.clamp(gate, min=0.1 * gate) * scores(q, u), v)
 
 
 def unknown_activation_without_a_gate(q, k, u, v):
     gate = scores(q, k)
-    return down(torch.where(gate > 0, gate, 0.1 * gate), v)
+    return down(torch.sinc(gate), v)
 
 
 REFUSALS = [
@@ -206,8 +206,8 @@ REFUSALS = [
     (scaled_per_channel_and_token, "it is scaled by cos, a factor for each token and channel"),
     (heads_rolled_before_v, "roll"),
     (two_activations_multiplied, "the up projection is the result of silu, not one product"),
-    (unknown_activation, "the activation is maximum, none that the op knows"),
-    (unknown_activation_without_a_gate, "the activation is where, none that the op knows"),
+    (unknown_activation, "the activation is clamp, none that the op knows"),
+    (unknown_activation_without_a_gate, "the activation is sinc, none that the op knows"),
 ]
 
 

@@ -161,8 +161,7 @@ def test_a_wrong_divisor_is_refused() -> None:
     (term,) = operand.terms
     divisors = [factor for factor in term.factors if isinstance(factor, Func)]
     (weights,) = (factor for factor in term.factors if isinstance(factor, Leaf))
-    first, second = (divisor.argument for divisor in divisors)
-    assert isinstance(first, Leaf) and isinstance(second, Leaf)
+    first, second = (entry for divisor in divisors for entry in divisor.entries)
     assert prove.prove(match) == "exact"
     for wrong in (
         (*term.factors, divisors[0]),

@@ -126,7 +126,8 @@ class Spec:
     Factors are of each channel, of a score before its bias, and of the hidden value. Numbers are added to
     the scores, after their biases; a value bias to the product with the values. An update of low rank is
     added to the weight that ``low_rank`` names. In a bank all heads have the same input; heads that are
-    ``summed`` have one result.
+    ``summed`` have one result. Where there is a ``phi``, that is the activation, an expression of {gate}, or
+    the hidden value, one of {gate} and {up}.
     """
 
     batch: int = 2
@@ -151,6 +152,7 @@ class Spec:
     bank: bool = False
     summed: bool = False
     activation: str = "silu"
+    phi: str = ""
     gate_scale: float = 1.0
     scale: float = 1.0
     dtype: str = "float64"
@@ -159,6 +161,11 @@ class Spec:
     def weights(self) -> tuple[str, ...]:
         """The weights there are, and the letters of each."""
         return ("k", "u", "v") if self.gated else ("k", "v")
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether the hidden value is no product of an activation and the up score."""
+        return "{up}" in self.phi
 
     @property
     def channels(self) -> int:

@@ -10,7 +10,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from tests.mutants import MUTANTS, Mutant
-from tests.strategies import choices
+from tests.strategies import choices, functions
 from tests.strategies.choices import LETTERS, Claims, Spec, Writing
 from tests.strategies.render import render
 
@@ -101,6 +101,9 @@ def specs(draw: Draw, **given: Any) -> Spec:
             "bank": draw(seldom) and several,
             "summed": draw(seldom) and several,
             "activation": draw(st.sampled_from(list(choices.ACTIVATIONS))),
+            "phi": draw(functions.of_gate() | functions.of_both() if gated else functions.of_gate())
+            if draw(seldom)
+            else "",
             "gate_scale": draw(st.sampled_from([1.0, 0.5])),
             "scale": draw(st.sampled_from([1.0, 3.0])),
             **given,
@@ -128,6 +131,7 @@ def writings(draw: Draw, spec: Spec, detours: int = 4, **given: Any) -> Writing:
     loops = pick([n for n in looped if heads > 1 or "h" not in n])
     batched = heads > 1 and "h" not in loops
     routings = [r for r in choices.ROUTINGS if spec.gated or r != "up"]
+    routings = [r for r in routings if r not in ("up", "activated") or not spec.is_joint]
     routings = [r for r in routings if r != "einsum" or spec.low_rank != "v"]
     routing = pick(routings) if spec.routed else "hidden"
     routed_apart = spec.routed and routing == "result" and "e" not in loops

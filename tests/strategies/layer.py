@@ -335,12 +335,14 @@ class Renderer:
         gated = f"({act}) * up" if " " in act else f"{act} * up"
         if writing.up_first:
             gated = f"up * ({act})" if " " in act else f"up * {act}"
+        if spec.is_joint:
+            gated = spec.phi.format(gate="gate", up="up")
         forward(f"hidden = {gated if spec.gated else act}")
-        value = Value("hidden", hidden)
+        value, saved = Value("hidden", hidden), not spec.gated or spec.is_joint
         if "hidden_factor" in values:
-            self.update(value, "*", values["hidden_factor"].whole().aligned(hidden), saved=not spec.gated)
+            self.update(value, "*", values["hidden_factor"].whole().aligned(hidden), saved=saved)
         if r is not None and routing == "hidden":
-            self.update(value, "*", r.aligned(hidden), saved=not spec.gated)
+            self.update(value, "*", r.aligned(hidden), saved=saved)
         value = self.let("hidden", value)
         v = values["v"]
         kept = "".join(x for x in writing.layout_y if (x in hidden and x != "f") or x == "o")
@@ -375,5 +377,7 @@ class Renderer:
         return y
 
     def act(self, x: str) -> str:
+        if self.spec.phi and not self.spec.is_joint:
+            return self.spec.phi.format(gate=x)
         spellings = ACTIVATIONS[self.spec.activation]
         return spellings[self.writing.spelling % len(spellings)].format(x=x)

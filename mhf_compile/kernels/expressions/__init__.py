@@ -16,7 +16,16 @@ from mhf_compile.kernels.expressions.calculus import (
 )
 from mhf_compile.kernels.expressions.functions import FUNCTIONS
 from mhf_compile.kernels.expressions.text import parse
-from mhf_compile.kernels.expressions.tree import Call, Expression, Number, Variable, call, variables, walk
+from mhf_compile.kernels.expressions.tree import (
+    Call,
+    Expression,
+    Number,
+    Variable,
+    call,
+    substitute,
+    variables,
+    walk,
+)
 
 __all__ = [
     "FUNCTIONS",
@@ -33,6 +42,7 @@ __all__ = [
     "parse",
     "program",
     "special",
+    "substitute",
     "variables",
     "walk",
 ]

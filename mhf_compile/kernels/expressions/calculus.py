@@ -79,7 +79,7 @@ def _evaluated(node: Call, inputs: list[Tensor | Fraction], like: Tensor) -> Ten
             return product if below == 1 else product / below
         case "add", [Tensor() as x, Fraction() as value]:
             return x + float(value)
-        case (("gt" | "ge" | "lt" | "le" | "eq"), [Tensor() as x, Fraction() as value]):
+        case (("gt" | "ge" | "lt" | "le" | "eq" | "ne"), [Tensor() as x, Fraction() as value]):
             return FUNCTIONS[node.function].evaluate(x, float(value))
         case "where", [Tensor() as condition, a, b] if isinstance(a, Tensor) or isinstance(b, Tensor):
             chosen = (x if isinstance(x, Tensor) else float(x) for x in (a, b))

@@ -27,6 +27,8 @@ class Function:
         definition: it in terms of other functions; None of those that a kernel has an instruction for, or a
             few lines.
         arguments: the number of arguments.
+        conditions: which of them are conditions, not numbers.
+        is_condition: whether its result is one.
         parameters: the number of parameters.
         is_special: whether it takes an instruction of the unit for special functions, at least.
     """
@@ -35,6 +37,8 @@ class Function:
     backward: Backward | None = None
     definition: Definition | None = None
     arguments: int = 1
+    conditions: tuple[int, ...] = ()
+    is_condition: bool = False
     parameters: int = 0
     is_special: bool = False
 
@@ -81,18 +85,40 @@ def _part(function: Callable[..., Tensor], backward: Definition, is_special: boo
 
 def _defined(function: Callable[..., Tensor], definition: Definition, parameters: int = 0) -> Function:
     """One whose gradient is that of its definition."""
-    return Function(function, None, definition, 1, parameters)
+    return Function(function, None, definition, parameters=parameters)
 
 
 def _kinked(
     function: Callable[..., Tensor], definition: Definition, backward: Definition, parameters: int = 0
 ) -> Function:
     """One with a gradient of its own: of (grad, argument, parameters)."""
-    return Function(function, lambda g, y, x, *p: (backward(g, x, *p),), definition, 1, parameters)
+    return Function(function, lambda g, y, x, *p: (backward(g, x, *p),), definition, parameters=parameters)
 
 
-def _comparison(function: Callable[..., Tensor]) -> Function:
-    return Function(function, lambda g, y, a, b: (), arguments=2)
+def _condition(
+    function: Callable[..., Tensor], arguments: int = 2, conditions: tuple[int, ...] = ()
+) -> Function:
+    """What holds or does not, and has no gradient."""
+    return Function(
+        function, lambda *given: (), arguments=arguments, conditions=conditions, is_condition=True
+    )
+
+
+def _extremum(function: Callable[..., Tensor], misses: str) -> Function:
+    """The larger or the smaller of two; of equal ones each has half of the gradient, of NaN all of it.
+
+    ``misses`` is the comparison with the other one of what the function does not take.
+    """
+    of = _compare(misses)
+
+    def backward(g: Expression, y: Expression, a: Expression, b: Expression) -> tuple[Expression, ...]:
+        shared = where(_eq(a, b), g / 2, g)
+        return where(of(a, b), 0, shared), where(of(b, a), 0, shared)
+
+    def definition(a: Expression, b: Expression) -> Expression:
+        return where(of(a, b), b, where(_eq(a, a), where(_eq(b, b), a, b), a))
+
+    return Function(function, backward, definition, arguments=2)
 
 
 SIXTH = float(torch.tensor(1 / 6))
@@ -126,10 +152,17 @@ FUNCTIONS: dict[str, Function] = {
     "tanh": _part(torch.tanh, lambda g, y, x: g * (1 - y * y)),
     "abs": _part(torch.abs, lambda g, y, x: g * _f("sign")(x), is_special=False),
     "sign": Function(torch.sign, lambda g, y, x: ()),
-    **{name: _comparison(getattr(torch, name)) for name in ("gt", "ge", "lt", "le", "eq")},
-    "both": _comparison(torch.logical_and),
+    **{name: _condition(getattr(torch, name)) for name in ("gt", "ge", "lt", "le", "eq", "ne")},
+    "both": _condition(torch.logical_and, 2, (0, 1)),
+    "either": _condition(torch.logical_or, 2, (0, 1)),
+    "opposite": _condition(torch.logical_not, 1, (0,)),
+    "maximum": _extremum(torch.maximum, "lt"),
+    "minimum": _extremum(torch.minimum, "gt"),
     "where": Function(
-        torch.where, lambda g, y, c, a, b: (as_expression(0), where(c, g, 0), where(c, 0, g)), arguments=3
+        torch.where,
+        lambda g, y, c, a, b: (as_expression(0), where(c, g, 0), where(c, 0, g)),
+        arguments=3,
+        conditions=(0,),
     ),
     "erfc": Function(
         torch.erfc,

@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from mhf_compile.kernels.expressions.functions import FUNCTIONS
-from mhf_compile.kernels.expressions.tree import Expression, Number, Variable, call, walk
+from mhf_compile.kernels.expressions.tree import Call, Expression, Number, Variable, call, walk
 
 LARGEST = 256
 """Operations of the largest expression that is read from a text."""
@@ -22,6 +22,8 @@ def parse(text: str) -> Expression:
     except SyntaxError as error:
         raise ValueError("it is not written as one") from error
     expression = _parsed(tree)
+    if is_condition(expression):
+        raise ValueError("it is a condition, want a number")
     if (count := sum(1 for _ in walk(expression))) > LARGEST:
         raise ValueError(f"found an expression of {count} operations, want at most {LARGEST}")
     return expression
@@ -34,24 +36,42 @@ def _parsed(tree: ast.expr) -> Expression:
         case ast.Name(name):
             return Variable(name)
         case ast.UnaryOp(ast.USub(), operand):
-            return -_parsed(operand)
+            return -_numeric(operand)
         case ast.BinOp(left, ast.Add(), right):
-            return _parsed(left) + _parsed(right)
+            return _numeric(left) + _numeric(right)
         case ast.BinOp(left, ast.Sub(), right):
-            return _parsed(left) - _parsed(right)
+            return _numeric(left) - _numeric(right)
         case ast.BinOp(left, ast.Mult(), right):
-            return _parsed(left) * _parsed(right)
+            return _numeric(left) * _numeric(right)
         case ast.BinOp(left, ast.Div(), right):
-            below = _parsed(right)
-            return _parsed(left) / (below.value if isinstance(below, Number) and below.value else below)
+            below = _numeric(right)
+            return _numeric(left) / (below.value if isinstance(below, Number) and below.value else below)
         case ast.Call(ast.Name(name), given, []) if name in FUNCTIONS:
             row = FUNCTIONS[name]
             if len(given) != row.arguments + row.parameters:
                 want = f"{row.arguments} arguments and {row.parameters} numbers"
                 raise ValueError(f"found {name} of {len(given)}, want {want}")
             numbers = tuple(map(_number, given[row.arguments :]))
-            return call(name, *map(_parsed, given[: row.arguments]), parameters=numbers)
+            arguments = [*map(_parsed, given[: row.arguments])]
+            for position, argument in enumerate(arguments):
+                if is_condition(argument) != (position in row.conditions):
+                    want = "a condition" if position in row.conditions else "a number"
+                    raise ValueError(f"found {name} of {argument}, want {want} in its place")
+            return call(name, *arguments, parameters=numbers)
     raise ValueError(f"found {ast.unparse(tree)}, want sums, products and {', '.join(sorted(FUNCTIONS))}")
+
+
+def _numeric(tree: ast.expr) -> Expression:
+    """What stands in a sum or a product."""
+    found = _parsed(tree)
+    if is_condition(found):
+        raise ValueError(f"found {found} in a sum or a product, want a number")
+    return found
+
+
+def is_condition(expression: Expression) -> bool:
+    """Whether an expression holds or does not, and is no number."""
+    return isinstance(expression, Call) and FUNCTIONS[expression.function].is_condition
 
 
 def _number(tree: ast.expr) -> float:

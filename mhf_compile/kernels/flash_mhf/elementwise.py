@@ -172,8 +172,14 @@ def _step(values, PROGRAM: tl.constexpr, STEP: tl.constexpr):
             y = a <= b
         elif NAME == "eq":
             y = a == b
+        elif NAME == "ne":
+            y = a != b
         elif NAME == "both":
             y = a & b
+        elif NAME == "either":
+            y = a | b
+        elif NAME == "opposite":
+            y = ~a
         elif NAME == "reciprocal":
             y = 1 / a
         elif NAME == "sqrt":
