@@ -27,6 +27,9 @@ EXPRESSIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "silu(1.702 * clamp(gate, -inf, 0.7)) * (clamp(up, -0.5, 0.5) + 1)": lambda gate, up: (
         1.702 * gate.clamp(max=0.7) * torch.sigmoid(1.702 * gate.clamp(max=0.7)) * (up.clamp(-0.5, 0.5) + 1)
     ),
+    "where(either(opposite(gt(gate, 90)), ne(gate, 90)), maximum(gate, up), up) + minimum(gate, up / 2)": (
+        lambda gate, up: torch.maximum(gate, up) + torch.minimum(gate, up / 2)
+    ),
 }
 """Hidden values by their expressions: of gate, which are multiplied with up, and of both."""
 
