@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.cpu import analysis, compilation, layer, memory, op, programs
+from benchmarks.cpu import analysis, compilation, functions, layer, memory, op, programs
 from benchmarks.settings import Settings, machine
 from mhf_compile.commands.arguments import DTYPES, positive
 from mhf_compile.models import CONFIGS
@@ -28,6 +28,7 @@ BENCHMARKS = {
     "compilation": Benchmark(compilation.run, "370M", 1),
     "op": Benchmark(op.run, "370M", 9),
     "programs": Benchmark(programs.run, "370M", 7),
+    "functions": Benchmark(functions.run, "370M", 7),
 }
 
 

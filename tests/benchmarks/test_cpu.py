@@ -87,6 +87,12 @@ LINES = {
         rf"Llama4's experts, 3-D, inference{NUMBER * 4}",
         r"(holds|FAILS)  slowest, over eager: .*, required <= 1.1",
     ],
+    "functions": [
+        r"Functions of the scores: d 16, .*",
+        rf"gpt-oss, training{NUMBER * 2}",
+        rf"swish, inference{NUMBER * 2}",
+        r"(holds|FAILS)  swish and gpt-oss, over silu: .*, required <= 1.05",
+    ],
 }
 
 
@@ -125,7 +131,7 @@ def test_results_are_written_as_json(done):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["kernel"], "'layer', 'memory', 'analysis', 'compilation', 'op', 'programs', 'all'"),
+        (["kernel"], "'layer', 'memory', 'analysis', 'compilation', 'op', 'programs', 'functions', 'all'"),
         (["layer", "--config", "7B"], "128M"),
         (["--repeats", "0"], "argument --repeats: must be a whole number of at least 1, not '0'"),
         (["op", "--dtype", "int8"], "float32"),
