@@ -76,6 +76,10 @@ class NeededElsewhere(Refusal):
     """
 
 
+class TooDear(Refusal):
+    """A match is left alone because a fused call would take longer than the program does."""
+
+
 NO_GRAD = "put no_grad around all of it"
 NO_DROPOUT = "set the probability to 0, or move the dropout behind the product with the values"
 NO_ZEROS = "leave out what is multiplied by 0"

@@ -23,7 +23,7 @@ from mhf_compile.kernels.flash_mhf.config import Sizes
 from mhf_compile.matching.match import Match
 from mhf_compile.notation import Axis, Tensor, Term
 from mhf_compile.notation.fold import Stacked
-from mhf_compile.reading.rules import RULES, Kind
+from mhf_compile.reading.rules import RULES, Kind, kind_of
 from mhf_compile.rewriting.region import Region
 from mhf_compile.tape.values import Op, Value
 
@@ -37,18 +37,20 @@ class Machine:
         byte: to read or write a byte of memory.
         call: a kernel, or an operation of PyTorch.
         tile: tokens that are multiplied at a time, whether there are so many or not.
+        cache: bytes of what is still in a cache when it is read again.
     """
 
     multiply: float
     byte: float
     call: float
     tile: int
+    cache: float = 0
 
 
 # Two threads of a server's processor, whose caches hold much of what is wide; others take their share of
 # either way. An H100 or H200 in half precision, and in float32, without TF32. Of other GPUs the ratios are
 # taken to be alike.
-CPU = Machine(multiply=1 / 55e9, byte=1 / 40e9, call=8e-6, tile=1)
+CPU = Machine(multiply=1 / 55e9, byte=1 / 40e9, call=8e-6, tile=1, cache=48 * 2**20)
 GPU = Machine(multiply=1 / 390e12, byte=1 / 3e12, call=4e-6, tile=16)
 GPU_FLOAT32 = Machine(multiply=1 / 25e12, byte=1 / 3e12, call=4e-6, tile=16)
 
@@ -101,6 +103,13 @@ def estimates(region: Region) -> tuple[float, float]:
     call = of_call(sizes, machine is CPU, training, machine.tile)
     call += of_operands(match, dtype) + of_result(match, dtype) + of_rests(region)
     return call.seconds(machine), of_program(region, match.hints).seconds(machine)
+
+
+def stays_in_cache(region: Region) -> bool:
+    """Whether all that a region makes of its products does, which a backward reads again."""
+    machine, hints = machine_of(region.match.root.device, region.dtype), region.match.hints
+    made = (value for value in region.own if kind_of(value.op) is not Kind.MOVE)
+    return sum(_count(value, hints) * value.dtype.itemsize for value in made) <= machine.cache
 
 
 def machine_of(device: torch.device, dtype: torch.dtype) -> Machine:

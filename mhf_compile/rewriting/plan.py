@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from mhf_compile.matching.match import Match, Unmatched
-from mhf_compile.matching.reasons import NoMatch
+from mhf_compile.matching.reasons import NoMatch, TooDear
 from mhf_compile.matching.search import find
 from mhf_compile.rewriting.proof import Proofs
 from mhf_compile.rewriting.recomputing import recompute_copies
@@ -17,6 +17,7 @@ from mhf_compile.rewriting.refusals import check
 from mhf_compile.rewriting.region import Region
 from mhf_compile.rewriting.surgery import Surgeon
 from mhf_compile.tape.tape import Tape
+from mhf_compile.tape.values import Value
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,15 @@ def plan(tape: Tape, prove: str, dense: str) -> tuple[list[Replacement], list[Un
     proofs = Proofs(prove)
     accepted: dict[Match, Replacement] = {}
 
+    dear: set[Value] = set()  # the activations of what costs more as a fused call
+
     def accept(match: Match) -> None:
         region = Region(tape, match)
-        check(region, dense)
+        try:
+            check(region, dense, is_part=not match.anchors.isdisjoint(dear))
+        except TooDear:
+            dear.update(match.anchors)
+            raise
         accepted[match] = Replacement(match, region, proofs.prove(match, region))
 
     results = find(tape, accept)

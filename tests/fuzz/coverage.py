@@ -23,7 +23,7 @@ from mhf_compile.report import Miss
 
 HOUSE = Path(mhf_compile.__file__).parent
 
-ERRORS = ("NoMatch", "Refusal", "NeededElsewhere", "kind")
+ERRORS = ("NoMatch", "Refusal", "NeededElsewhere", "TooDear", "kind")
 """What a refusal is called where it is made; kind is either."""
 
 

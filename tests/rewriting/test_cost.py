@@ -185,6 +185,33 @@ def test_what_would_cost_much_more_is_refused_with_both_numbers(tokens, count, d
         assert miss.advice
 
 
+@pytest.mark.parametrize(("tokens", "training", "found"), [(512, True, 0), (512, False, 1), (2048, True, 1)])
+def test_what_stays_in_a_cache_may_cost_less_more(tokens, training, found):
+    """Eight heads, whose hidden values are 8 MiB and 32 MiB: only the latter go through memory in eager."""
+    shapes = (tokens, 8, 128), *[(8, 512, 128)] * 3
+    given = [torch.zeros(shape).requires_grad_(training) for shape in shapes]
+    report = mhf_compile.explain(experts, *given)
+    assert len(report.rewrites) == found
+    assert len(report.misses) == 1 - found
+
+
+def test_parts_of_what_costs_more_are_not_rewritten_one_by_one():
+    """Each would lose a time that nobody notices, and all of them what is noticed."""
+
+    def program(x, r, ks, us, vs):
+        total = torch.zeros_like(x)
+        for e, (k, u, v) in enumerate(zip(ks, us, vs, strict=True)):
+            total = total + r[:, e, None] * ((silu(x @ k) * (x @ u)) @ v)
+        return total
+
+    shapes = (256, 256), (256, 8), *[(8, 256, 512)] * 2, (8, 512, 256)
+    x, r, k, u, v = (torch.zeros(shape).requires_grad_() for shape in shapes)
+    report = mhf_compile.explain(program, x, r, k.unbind(), u.unbind(), v.unbind())
+    assert not report.rewrites
+    (miss,) = report.misses
+    assert "a fused call would take about" in miss.reason
+
+
 @pytest.mark.parametrize("dim", [16, 64, 256])
 @pytest.mark.parametrize("training", [False, True])
 def test_dense_feed_forwards_are_left_to_inductor_on_a_cpu(dim, training):
