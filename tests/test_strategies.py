@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mhf_compile.patterns.flash_mhf import formula
 from mhf_compile.patterns.ungated_mhf import formula as ungated
@@ -47,6 +49,25 @@ def many() -> list[Program]:
 # -- what they claim is what they draw ----------------------------------------------------------------------
 
 
+EXACT: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": torch.relu,
+    "relu_squared": lambda x: torch.relu(x).square(),
+    "sigmoid": torch.sigmoid,
+}
+
+
+def hidden_of(spec: Spec) -> Callable[..., Tensor]:
+    """The hidden value as a function of gate and, where there is one, up."""
+    act: Callable[..., Tensor] = EXACT[spec.activation]
+    if spec.phi:
+        names = {"torch": torch, "nn": nn, "silu": F.silu, "gelu": F.gelu, "relu": F.relu}
+        act = eval(f"lambda gate, up=None: {spec.phi.format(gate='gate', up='up')}", names)
+    return act if spec.is_joint or not spec.gated else lambda gate, up: act(gate) * up
+
+
 @BOUNDED
 @given(programs())
 def test_a_program_is_the_formula(program: Program) -> None:
@@ -56,17 +77,9 @@ def test_a_program_is_the_formula(program: Program) -> None:
     model, (x,) = load(render(spec, program.writing, reveal=True)[0])
     operands = model.a.operands(x)
     bias = operands.pop("value_bias", None)
-    exact = {
-        "silu": torch.nn.functional.silu,
-        "gelu": torch.nn.functional.gelu,
-        "gelu_tanh": lambda z: torch.nn.functional.gelu(z, approximate="tanh"),
-        "relu": torch.relu,
-        "relu_squared": lambda z: torch.relu(z).square(),
-        "sigmoid": torch.sigmoid,
-    }
     numbers = {"gate_scale": spec.gate_scale, "scale": spec.scale}
     definition = formula if spec.gated else ungated
-    wanted = definition(**operands, **numbers, activation=exact[spec.activation])
+    wanted = definition(**operands, **numbers, hidden=hidden_of(spec))
     if bias is not None:  # [Hk, E, O], of which any may be 1
         result = spec.routed and program.writing.routing == "result"
         weights = operands["r"] if result else torch.ones(1, 1, wanted.shape[2], 1, dtype=wanted.dtype)
@@ -154,8 +167,9 @@ def test_every_computation_is_reached() -> None:
     assert {spec.activation for spec in specs} == set(choices.ACTIVATIONS)
     extras = ("gate_factor", "up_factor", "hidden_factor", "value_bias", "bank", "summed")
     assert {spec.low_rank for spec in specs} == {"", "k", "u", "v"}
-    for name in ("gated", "routed", "gate_bias", "up_bias", "gate_number", "up_number", *extras):
+    for name in ("gated", "routed", "gate_bias", "up_bias", "gate_number", "up_number", "phi", *extras):
         assert {bool(getattr(spec, name)) for spec in specs} == {False, True}
+    assert {spec.is_joint for spec in specs if spec.phi and spec.gated} == {False, True}
     assert {(spec.heads > 1, spec.group > 1, spec.networks > 1) for spec in specs} == {
         (heads, group, networks)
         for heads in (False, True)
