@@ -19,7 +19,7 @@ import torch
 from mhf_compile.kernels.activations import ACTIVATIONS, GATE
 from mhf_compile.kernels.expressions import Expression, Number
 from mhf_compile.notation import ONE, Axis, Delta, Factor, Func, Leaf, Term, Unreadable
-from mhf_compile.reading.elementwise import DEPTH, SCORES, Elementwise, has_no_gradient
+from mhf_compile.reading.elementwise import SCORES, Elementwise, has_no_gradient
 from mhf_compile.reading.expression import (
     Known,
     curvature,
@@ -44,6 +44,9 @@ FINAL = frozenset(["silu", "gelu", "gelu_tanh", "relu_squared"])
 
 UNIT = Number(ONE)
 """The product of nothing."""
+
+DEPTH = 12
+"""Operations that a product is followed down, whose factors are expressions."""
 
 STOPPED = "a gradient is stopped inside the activation, by detach or no_grad"
 """Why an activation is not the same as it was where gradients were not asked for."""

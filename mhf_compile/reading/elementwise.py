@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from mhf_compile.kernels.activations import GATE, UP
-from mhf_compile.kernels.expressions import Expression, Number, Variable, walk
+from mhf_compile.kernels.expressions import Expression, Number, Variable, size
 from mhf_compile.notation import Factor, Func, Leaf, Term
 from mhf_compile.reading.expression import differentiable, of_function
 from mhf_compile.reading.numbering import ValueNumbering
@@ -22,8 +22,8 @@ SCORES = (GATE, UP, Variable("third"), Variable("fourth"))
 DEPTH = 24
 """Operations that an expression is followed down."""
 
-LARGEST = 64
-"""Operations of the largest expression."""
+LARGEST = 512
+"""The size of the largest expression, written out."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Elementwise:
                         return None
                     product = product * expression
                 found = found + product
-            return found if sum(1 for _ in walk(found)) <= LARGEST else None
+            return found if size(found) <= LARGEST else None
 
         def of_factor(factor: Factor, depth: int) -> Expression | None:
             if isinstance(factor, Leaf):

@@ -182,6 +182,14 @@ def walk(expression: Expression) -> Iterator[Expression]:
             pending += [(node, True), *((argument, False) for argument in node.arguments[::-1])]
 
 
+def size(expression: Expression) -> int:
+    """How many operations, variables and numbers an expression has when it is written out."""
+    sizes: dict[Expression, int] = {}
+    for node in walk(expression):
+        sizes[node] = 1 + sum(sizes[a] for a in node.arguments) if isinstance(node, Call) else 1
+    return sizes[expression]
+
+
 def variables(expression: Expression) -> set[str]:
     """The names of what an expression is of."""
     return {node.name for node in walk(expression) if isinstance(node, Variable)}
