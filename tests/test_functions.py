@@ -81,10 +81,10 @@ FUNCTIONS: dict[str, Function] = {
 }
 
 
-class Layouts(nn.Module):
-    """Five feed-forwards with one function: experts, heads in a loop, dense, ungated, mapped over weights."""
+class Weights(nn.Module):
+    """A function of scores, and the weights of feed-forwards in several layouts."""
 
-    def __init__(self, function: Function) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
         self.function = function
         weight, down = (HEADS, NETWORKS, WIDTH, DIM), (HEADS, WIDTH, DIM)
@@ -92,6 +92,10 @@ class Layouts(nn.Module):
         self.gates, self.ups, self.downs = (nn.Parameter(torch.randn(down) * DIM**-0.5) for _ in range(3))
         self.gate, self.up = nn.Linear(DIM, WIDTH), nn.Linear(DIM, WIDTH)
         self.down = nn.Linear(WIDTH, DIM)
+
+
+class Layouts(Weights):
+    """Five feed-forwards with one function: experts, heads in a loop, dense, ungated, mapped over weights."""
 
     def forward(self, x: Tensor, r: Tensor) -> tuple[Tensor, ...]:
         """Of x [TOKENS, HEADS, DIM] and r [TOKENS, HEADS, NETWORKS], the result of each."""
@@ -110,18 +114,12 @@ class Layouts(nn.Module):
         return experts, torch.stack(heads, 1), dense, ungated, mapped
 
 
-class GatedLayouts(nn.Module):
+class GatedLayouts(Weights):
     """Five feed-forwards with a function of two scores: experts, heads in a loop, dense, packed, mapped."""
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-        weight, down = (HEADS, NETWORKS, WIDTH, DIM), (HEADS, WIDTH, DIM)
-        self.k, self.u, self.v = (nn.Parameter(torch.randn(weight) * DIM**-0.5) for _ in range(3))
-        self.gates, self.ups, self.downs = (nn.Parameter(torch.randn(down) * DIM**-0.5) for _ in range(3))
-        self.gate, self.up = nn.Linear(DIM, WIDTH), nn.Linear(DIM, WIDTH)
+        super().__init__(function)
         self.both = nn.Linear(DIM, 2 * WIDTH)
-        self.down = nn.Linear(WIDTH, DIM)
 
     def forward(self, x: Tensor, r: Tensor) -> tuple[Tensor, ...]:
         """Of x [TOKENS, HEADS, DIM] and r [TOKENS, HEADS, NETWORKS], the result of each."""

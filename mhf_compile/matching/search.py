@@ -73,11 +73,11 @@ def find(tape: Tape, accept: Callable[[Match], None] = lambda match: None) -> li
                 break
     done = {anchor: match for match in settled for anchor in match.anchors}
     told: list[Unmatched] = []
-    for anchor, miss in missed.items():
+    for anchor, miss in ((anchor, miss) for anchor, miss in missed.items() if anchor not in done):
         user = _user(anchor, multiplied[anchor], done)
-        if anchor in evident and anchor not in done:
+        if anchor in evident:
             told.append(miss if miss.is_pattern or user is None else _as_operand(miss, user))
-        elif anchor not in done and miss.is_pattern and user is None:
+        elif miss.is_pattern and user is None:
             told.append(miss)
     return sorted([*settled, *_each_once(told, behind)], key=lambda one: one.time)
 

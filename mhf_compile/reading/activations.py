@@ -222,7 +222,7 @@ class Activations:
         return True
 
     def read(self, reader: Reader, anchor: Leaf) -> list[Term]:
-        """An entry of an anchor as a product of one named function of an entry, and others."""
+        """An entry of an anchor as a product of one named function, of an entry or several, and others."""
         assert isinstance(anchor.value, Value)
         if anchor.value in self._arguments:
             argument = Leaf(self._arguments[anchor.value], anchor.index)

@@ -155,7 +155,7 @@ def _rows(names: str, rule: Rule) -> dict[str, Rule]:
 _FUNCTION = Rule(Kind.FUNCTION, functions.function)
 _OF_RESULT = Rule(Kind.FUNCTION, functions.function, keeps=lambda op: op.outputs)
 _OF_SEVERAL = Rule(Kind.FUNCTION, functions.of_several)
-_CONDITION = replace(_OF_SEVERAL, is_part=True, keeps=lambda op: (), is_conditional=True)
+_CONDITIONAL = replace(_OF_SEVERAL, is_part=True, keeps=lambda op: (), is_conditional=True)
 
 RULES: dict[str, Rule] = {
     # y[i] = x[j], where i in y's shape and j in x's are one row-major position
@@ -220,11 +220,11 @@ RULES: dict[str, Rule] = {
     # y[i] = f(a[i], b[i])
     **_rows("maximum minimum", _OF_SEVERAL),
     # c[i] = whether x[i] > y[i] and the like; c[i] and d[i]
-    **_rows("gt ge lt le eq ne", _CONDITION),
-    **_rows("logical_and bitwise_and logical_or bitwise_or logical_not bitwise_not", _CONDITION),
+    **_rows("gt ge lt le eq ne", _CONDITIONAL),
+    **_rows("logical_and bitwise_and logical_or bitwise_or logical_not bitwise_not", _CONDITIONAL),
     # y[i] = a[i] where c[i], else b[i]
-    **_rows("where", replace(_CONDITION, keeps=lambda op: op.inputs[:1])),
-    **_rows("masked_fill", replace(_CONDITION, read=functions.filled, keeps=lambda op: op.inputs[1:2])),
+    **_rows("where", replace(_CONDITIONAL, keeps=lambda op: op.inputs[:1])),
+    **_rows("masked_fill", replace(_CONDITIONAL, read=functions.filled, keeps=lambda op: op.inputs[1:2])),
 }
 """Everything else is a leaf on purpose: index_select and gathers (the position is data), norms (no
 polynomial), dropout and other randomness, what computes in integers."""
